@@ -1,0 +1,60 @@
+"""Training losses as pure functions: tensors in, a scalar tensor out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flow_matching_pair(clean: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy sample and velocity target of rectified flow.
+
+    x_sigma = (1 - sigma) x_0 + sigma n and v = n - x_0 (Liu et al. 2022, arXiv 2209.03003, Eq. 1; FLUX's convention).
+
+    Args:
+        clean: Latents x_0, any shape (B, ...), scaled.
+        noise: Standard normal, same shape.
+        sigma: (B,) in [0, 1].
+
+    Returns:
+        (x_sigma, v), both of the shape of ``clean``.
+    """
+    weight = sigma.view(-1, *[1] * (clean.dim() - 1))
+    return (1 - weight) * clean + weight * noise, noise - clean
+
+
+def logit_normal(count: int, mean: float, generator: torch.Generator) -> Tensor:
+    """Noise levels (count,) in (0, 1), sigmoid of a normal of that mean (Esser et al. 2024, arXiv 2403.03206, Eq. 19)."""
+    return torch.sigmoid(torch.randn(count, generator=generator) + mean)
+
+
+def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of ``values`` where ``weight`` (broadcastable) says so; zero weight everywhere gives 0."""
+    weight = weight.expand_as(values)
+    return (values * weight).sum() / weight.sum().clamp_min(1e-8)
+
+
+def gradient_l1(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the horizontal and vertical derivatives of two pictures (B, C, H, W)."""
+    across = (image.diff(dim=-1) - target.diff(dim=-1)).abs().mean()
+    down = (image.diff(dim=-2) - target.diff(dim=-2)).abs().mean()
+    return across + down
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL of N(mean, exp(log_variance)) from N(0, 1), averaged over numbers (Kingma and Welling 2013, Appendix B)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+def contrastive(left: Tensor, right: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric InfoNCE of matching rows (Radford et al. 2021, arXiv 2103.00020, Fig. 3).
+
+    Args:
+        left: (B, D), unit norm.
+        right: (B, D), unit norm; row i belongs to row i of ``left``.
+        scale: Multiplies the cosines (inverse temperature).
+    """
+    logits = scale * left @ right.T
+    labels = torch.arange(len(left), device=left.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -1,0 +1,289 @@
+"""The miniature's FLUX: ``FluxTransformer2DModel`` with its T5 encoder, learned together on scenes and panels.
+
+One subject, several subjects, and panels that show one identity twice (as FLUX met them on the web). A part map,
+predicted from the image tokens of the fourth block and thrown away afterwards, makes shapes come sooner. Texts are
+padded to a random length, mostly short, so that no length is baked in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import CLIPTextModel, T5Config, T5EncoderModel
+
+from capriccio import assets
+from capriccio.objectives import flow_matching_pair, logit_normal
+from capriccio.recipes.gallery import CELL, WINGS, Pictures, Wing, fill_gallery, open_wing
+from capriccio.training.optimisers import muon_and_adamw
+from capriccio.training.trainer import Batch, Row, Schedule
+from capriccio.world.captions import sample_caption, sample_panel_caption
+from capriccio.world.graph import COLOURS, KINDS, Panels, SceneGraph
+from capriccio.world.tokenizers import clip_tokenizer, t5_tokenizer
+
+LATENTS = 8
+TOKEN = 16  # pixels of one image token
+PARTS = 2 * len(KINDS) + 2
+INKS = len(COLOURS) + 1
+CELLS = (TOKEN // CELL) ** 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and depth of the transformer and of its text encoder."""
+
+    heads: int
+    double: int
+    single: int
+    text_layers: int
+
+
+SIZES = {"cpu": Size(heads=4, double=2, single=6, text_layers=2), "gpu": Size(heads=8, double=4, single=8, text_layers=4)}
+SHARES = {"scenes": 0.63, "pairs": 0.34, "grids": 0.03}
+BATCH = {"scenes": 32, "pairs": 16, "grids": 8}
+
+
+def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransformer2DModel:
+    """An untrained transformer whose modulations and output start at zero."""
+    width = 64 * size.heads
+    transformer = FluxTransformer2DModel(
+        in_channels=in_channels,
+        out_channels=4 * LATENTS,
+        num_layers=size.double,
+        num_single_layers=size.single,
+        attention_head_dim=64,
+        num_attention_heads=size.heads,
+        joint_attention_dim=width,
+        pooled_projection_dim=192,
+        guidance_embeds=False,
+        axes_dims_rope=(16, 24, 24),
+    )
+    for name, parameter in transformer.named_parameters():
+        if ".norm" in name and ".linear." in name or name.startswith(("norm_out.linear", "proj_out")):
+            nn.init.zeros_(parameter)
+    return transformer
+
+
+def new_text_encoder(size: Size, vocabulary: int) -> T5EncoderModel:
+    """An untrained T5 encoder as wide as the transformer."""
+    width = 64 * size.heads
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=width,
+            d_kv=64,
+            d_ff=2 * width,
+            num_layers=size.text_layers,
+            num_heads=size.heads,
+            feed_forward_proj="gated-gelu",
+            is_encoder_decoder=False,
+            dropout_rate=0.0,
+        )
+    )
+
+
+def grid_ids(rows: int, columns: int) -> Tensor:
+    """Positions (rows * columns, 3) of image tokens, row-major: (0, row, column), as FLUX's pipelines."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], -1).reshape(-1, 3).float()
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents (B, C, H, W) as tokens (B, H/2 * W/2, 4 C): 2 x 2 patches, channel-major, as FLUX's."""
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
+
+
+def gather_cells(labels: Tensor) -> Tensor:
+    """Label maps (B, H/4, W/4) as one row of cells per image token: (B, tokens, 16)."""
+    side = TOKEN // CELL
+    batch, height, width = labels.shape
+    patches = labels.view(batch, height // side, side, width // side, side)
+    return patches.permute(0, 1, 3, 2, 4).reshape(batch, -1, side * side)
+
+
+class Painter(nn.Module):
+    """Transformer, text encoder and the part-map head, in one forward."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, text_encoder: T5EncoderModel) -> None:
+        super().__init__()
+        width = transformer.inner_dim
+        self.transformer, self.text_encoder = transformer, text_encoder
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, CELLS * (PARTS + INKS))
+        )
+        self._features: Tensor | None = None
+        fourth = transformer.single_transformer_blocks[3 - len(transformer.transformer_blocks)]
+        fourth.register_forward_hook(self._remember)
+
+    def _remember(self, block: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        self._features = outputs[1]
+
+    def forward(self, tokens: Tensor, sigma: Tensor, ids: Tensor, pooled: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity (B, tokens, 32) and logits (B, tokens, 16, parts + inks) from noisy tokens and word ids (B, T)."""
+        text = self.text_encoder(ids).last_hidden_state
+        velocity = self.transformer(
+            hidden_states=tokens,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            timestep=sigma,
+            img_ids=grid,
+            txt_ids=grid.new_zeros(ids.shape[1], 3),
+            return_dict=False,
+        )[0]
+        return velocity, self.head(self._features).unflatten(-1, (CELLS, PARTS + INKS))
+
+
+def is_muons(name: str, value: Tensor) -> bool:
+    """The matrices of the blocks and of the text encoder are Muon's; modulations, embedders and output AdamW's."""
+    inside = "transformer_blocks." in name or "text_encoder.encoder." in name
+    return inside and ".norm" not in name and "relative_attention_bias" not in name
+
+
+def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
+    """Cross-entropy of the part map and of the ink map, summed."""
+    part_logits, ink_logits = logits.float().split([PARTS, INKS], dim=-1)
+    return F.cross_entropy(part_logits.flatten(0, 2), parts.flatten()) + F.cross_entropy(
+        ink_logits.flatten(0, 2), inks.flatten()
+    )
+
+
+def text_length(longest: int, rng: np.random.Generator) -> int:
+    """How many text tokens a batch has: mostly the longest sentence and a little more, sometimes 64 to 128."""
+    if rng.random() < 0.15:
+        return max(longest, int(rng.integers(64, 129)))
+    return max(16, longest + int(rng.integers(0, 9)))
+
+
+class Sentences:
+    """Turns graphs into word ids for both encoders, with caption dropout."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        self.clip, self.t5, self.dropout = clip_tokenizer(), t5_tokenizer(), dropout
+
+    def say(self, graph: SceneGraph | Panels, rng: np.random.Generator) -> str:
+        """One sentence on a graph, or nothing."""
+        if rng.random() < self.dropout:
+            return ""
+        return sample_panel_caption(graph, rng) if isinstance(graph, Panels) else sample_caption(graph, rng)
+
+    def __call__(self, graphs: list[SceneGraph | Panels], rng: np.random.Generator) -> Batch:
+        texts = [self.say(graph, rng) for graph in graphs]
+        words = self.t5(texts, padding=True, truncation=True, max_length=128, return_tensors="pt").input_ids
+        words = F.pad(words, (0, text_length(words.shape[1], rng) - words.shape[1]), value=self.t5.pad_token_id)
+        clip = self.clip(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        return {"ids": words, "clip_ids": clip.input_ids}
+
+
+@dataclass
+class FluxTask:
+    """Train transformer and text encoder from latents of the gallery."""
+
+    runs: Path
+    budget: str = "cpu"
+    rank: int = 0
+    processes: int = 1
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60))
+    start: Path | None = None  # a finished pipeline folder to go on from
+    name: str = "flux"
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(assets.path("miniature/vae")).eval().requires_grad_(False)
+
+    @cached_property
+    def clip(self) -> CLIPTextModel:
+        return CLIPTextModel.from_pretrained(assets.path("miniature/clip/text_encoder")).eval().requires_grad_(False)
+
+    @cached_property
+    def sentences(self) -> Sentences:
+        return Sentences()
+
+    @cached_property
+    def wings(self) -> dict[str, Pictures]:
+        folder = self.runs / "gallery"
+        fill_gallery(folder, self.vae, self.budget, self.rank, self.processes)
+        _wait_for_everyone(self.processes)
+        return {wing.name: open_wing(folder, wing) for wing in WINGS[self.budget]}
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        if self.start is not None:
+            return Painter(
+                FluxTransformer2DModel.from_pretrained(self.start, subfolder="transformer"),
+                T5EncoderModel.from_pretrained(self.start, subfolder="text_encoder_2"),
+            )
+        size = SIZES[self.budget]
+        return Painter(new_transformer(size), new_text_encoder(size, len(self.sentences.t5)))
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
+
+    def choose_wing(self, rng: np.random.Generator) -> Wing:
+        """The wing that a batch comes from; all wings cost about the same a batch."""
+        return WINGS[self.budget][int(rng.choice(len(SHARES), p=list(SHARES.values())))]
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        wing = self.choose_wing(rng)
+        pictures = self.wings[wing.name]
+        scale = 1 if self.budget == "cpu" else 8
+        rows = rng.integers(0, len(pictures), scale * BATCH[wing.name])
+        return {
+            "latents": torch.from_numpy(pictures.latents[rows]).float(),
+            "parts": gather_cells(torch.from_numpy(pictures.parts[rows]).long()),
+            "inks": gather_cells(torch.from_numpy(pictures.inks[rows]).long()),
+            **self.sentences([pictures.graphs[row] for row in rows], rng),
+        }
+
+    def pooled(self, ids: Tensor) -> Tensor:
+        """CLIP's pooled text (B, 192), not learned."""
+        with torch.no_grad():
+            return self.clip.to(ids.device)(ids).pooler_output
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        latents = batch["latents"]
+        panels = latents.shape[-1] > 16
+        sigma = logit_normal(len(latents), 0.6 if panels else 0.3, rng).to(latents.device)
+        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
+        noisy, velocity = flow_matching_pair(latents, noise, sigma)
+        grid = grid_ids(latents.shape[-2] // 2, latents.shape[-1] // 2).to(latents.device)
+        painted, logits = model(pack(noisy), sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
+        flow = F.mse_loss(painted.float(), pack(velocity))
+        shapes = map_loss(logits, batch["parts"], batch["inks"])
+        return flow + 0.2 * shapes, {"pairs" if panels else "scenes": flow, "map": shapes}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        pipeline(model.transformer, model.text_encoder, self.vae, self.clip).to(torch.float16).save_pretrained(
+            folder, max_shard_size="15MB"
+        )
+
+    def measure(self, model: nn.Module) -> list[Row]:
+        return []
+
+
+def pipeline(
+    transformer: FluxTransformer2DModel, text_encoder: T5EncoderModel, vae: AutoencoderKL, clip: CLIPTextModel
+) -> FluxPipeline:
+    """An ordinary ``FluxPipeline`` of the miniature's parts."""
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=text_encoder,
+        tokenizer_2=t5_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def _wait_for_everyone(processes: int) -> None:
+    if processes > 1:
+        torch.distributed.barrier()

@@ -1,0 +1,184 @@
+"""The miniature's two inpainters, both from its FLUX: Fill (channels) and the inpainting ControlNet (a side network).
+
+Both see random masks over scenes and panels, and never a whole panel masked (``masks.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import FluxControlNetModel, FluxFillPipeline, FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import T5EncoderModel
+
+from capriccio import assets
+from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
+from capriccio.objectives import flow_matching_pair, logit_normal
+from capriccio.recipes.flux import (
+    BATCH,
+    LATENTS,
+    FluxTask,
+    Painter,
+    gather_cells,
+    grid_ids,
+    is_muons,
+    map_loss,
+    pack,
+    pipeline,
+)
+from capriccio.recipes.gallery import WINGS, Wing, cells, depict, encode, imagine
+from capriccio.recipes.masks import random_mask
+from capriccio.training.optimisers import muon_and_adamw
+from capriccio.training.trainer import Batch, Schedule
+
+FACTOR = 8
+SHARES = {"scenes": 0.3, "pairs": 0.67, "grids": 0.03}
+
+
+def widen(transformer: FluxTransformer2DModel, in_channels: int) -> FluxTransformer2DModel:
+    """Give the image embedder more input columns; the new ones start at zero, so the model starts unchanged."""
+    old = transformer.x_embedder
+    new = nn.Linear(in_channels, old.out_features)
+    with torch.no_grad():
+        new.weight.zero_()[:, : old.in_features] = old.weight
+        new.bias.copy_(old.bias)
+    transformer.x_embedder = new
+    transformer.register_to_config(in_channels=in_channels, out_channels=old.in_features)
+    return transformer
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Pixel mask (B, 1, H, W) as Fill packs it: the 8 x 8 pixels of a latent as channels, then 2 x 2 patches."""
+    return pack(F.pixel_unshuffle(mask, FACTOR))
+
+
+@dataclass
+class FillTask(FluxTask):
+    """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels."""
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, seed=1))
+    name: str = "fill"
+
+    @property
+    def base(self) -> Path:
+        """The pipeline folder that the inpainter starts from."""
+        return Path(assets.path("miniature/flux"))
+
+    @cached_property
+    def text_encoder(self) -> T5EncoderModel:
+        encoder = T5EncoderModel.from_pretrained(self.base, subfolder="text_encoder_2")
+        return encoder.eval().requires_grad_(False)
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        transformer = FluxTransformer2DModel.from_pretrained(self.base, subfolder="transformer")
+        return Painter(widen(transformer, 8 * LATENTS + 4 * FACTOR**2), self.text_encoder)
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=8e-4)
+
+    def choose_wing(self, rng: np.random.Generator) -> Wing:
+        return WINGS[self.budget][int(rng.choice(len(SHARES), p=list(SHARES.values())))]
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        wing = self.choose_wing(rng)
+        graphs = [imagine(wing, rng) for _ in range(BATCH[wing.name] * (1 if self.budget == "cpu" else 8))]
+        drawing = depict(graphs)
+        return {
+            "pixels": drawing.pixels,
+            "mask": torch.stack([random_mask(rng, wing.rows, wing.columns) for _ in graphs]),
+            "parts": gather_cells(torch.from_numpy(cells(drawing.parts)).long()),
+            "inks": gather_cells(torch.from_numpy(cells(drawing.inks)).long()),
+            **self.sentences(graphs, rng),
+        }
+
+    def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents, velocity, noise level and grid of a batch of pixels."""
+        latents = encode(self.vae.to(batch["pixels"].device), batch["pixels"])
+        panels = latents.shape[-1] > 16
+        sigma = logit_normal(len(latents), 0.6 if panels else 0.3, rng).to(latents.device)
+        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
+        noisy, velocity = flow_matching_pair(latents, noise, sigma)
+        return noisy, velocity, sigma, grid_ids(latents.shape[-2] // 2, latents.shape[-1] // 2).to(latents.device)
+
+    def known(self, batch: Batch, hidden: float) -> Tensor:
+        """Latents of the pictures with the masked pixels set to ``hidden``."""
+        return encode(self.vae, torch.where(batch["mask"] > 0.5, hidden, batch["pixels"]))
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy, velocity, sigma, grid = self.noised(batch, rng)
+        # Fill's pipeline multiplies the preprocessed picture by (1 - mask): hidden pixels are mid-grey, 0
+        tokens = torch.cat([pack(noisy), pack(self.known(batch, 0.0)), pack_mask(batch["mask"])], dim=-1)
+        painted, logits = model(tokens, sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
+        flow = F.mse_loss(painted.float(), pack(velocity))
+        shapes = map_loss(logits, batch["parts"], batch["inks"])
+        return flow + 0.1 * shapes, {"flow": flow, "map": shapes}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        plain = pipeline(model.transformer, model.text_encoder, self.vae, self.clip)
+        FluxFillPipeline(**plain.components).to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
+
+
+class Guided(nn.Module):
+    """The frozen FLUX with the inpainting ControlNet, in one forward."""
+
+    def __init__(self, controlnet: FluxControlNetModel) -> None:
+        super().__init__()
+        self.controlnet = controlnet
+
+    def forward(self, inputs: dict[str, Tensor], condition: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Residuals for the double and the single blocks."""
+        double, single = self.controlnet(
+            **inputs, controlnet_cond=condition, conditioning_scale=1.0, return_dict=False
+        )
+        return double, single
+
+
+@dataclass
+class ControlNetTask(FillTask):
+    """Train the inpainting ControlNet in the alimama layout: 4 (L + 1) condition channels; the base stays frozen."""
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, seed=2))
+    name: str = "controlnet-inpaint"
+
+    @cached_property
+    def transformer(self) -> FluxTransformer2DModel:
+        transformer = FluxTransformer2DModel.from_pretrained(self.base, subfolder="transformer")
+        return transformer.eval().requires_grad_(False)
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        return Guided(new_inpainting_controlnet(self.transformer, num_layers=1, num_single_layers=1))
+
+    def condition(self, batch: Batch) -> Tensor:
+        """Masked pixels at -1, encoded; the mask at latent size, inverted (1 = known); packed to 4 (L + 1) channels."""
+        latents = self.known(batch, -1.0)
+        known = 1.0 - F.interpolate(batch["mask"], size=latents.shape[-2:], mode="nearest")
+        return pack(torch.cat([latents, known], dim=1))
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy, velocity, sigma, grid = self.noised(batch, rng)
+        device = noisy.device
+        inputs = {
+            "hidden_states": pack(noisy),
+            "encoder_hidden_states": self.text_encoder.to(device)(batch["ids"]).last_hidden_state,
+            "pooled_projections": self.pooled(batch["clip_ids"]),
+            "timestep": sigma,
+            "img_ids": grid,
+            "txt_ids": grid.new_zeros(batch["ids"].shape[1], 3),
+        }
+        double, single = model(inputs, self.condition(batch))
+        painted = self.transformer.to(device)(
+            **inputs, controlnet_block_samples=double, controlnet_single_block_samples=single, return_dict=False
+        )[0]
+        flow = F.mse_loss(painted.float(), pack(velocity))
+        return flow, {"flow": flow}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        save_inpainting_controlnet(model.controlnet.half(), folder)

@@ -1,0 +1,130 @@
+"""The miniature's autoencoder: ``AutoencoderKL``, factor 8, 8 latent channels.
+
+Trained on random crops of scenes and of a broader diet (shapes, strokes, gradients, textures), so that worlds to come
+need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps latents
+smooth and therefore easy to paint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from capriccio.objectives import gaussian_kl, gradient_l1
+from capriccio.training.optimisers import muon_and_adamw
+from capriccio.training.trainer import Batch, Row, Schedule
+from capriccio.world.diet import draw_diet
+from capriccio.world.draw import draw
+from capriccio.world.graph import sample_scene
+
+CHANNELS = {"cpu": (16, 32, 64, 128), "gpu": (32, 64, 128, 192)}
+LATENT_CHANNELS = 8
+
+
+def new_vae(budget: str = "cpu") -> AutoencoderKL:
+    """An untrained autoencoder of the miniature, without quantisation convolutions (as FLUX's)."""
+    channels = CHANNELS[budget]
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=128,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+class Autoencoding(nn.Module):
+    """The autoencoder and its loss in one forward, so that it runs on several processes."""
+
+    def __init__(self, budget: str) -> None:
+        super().__init__()
+        self.vae = new_vae(budget)
+
+    def forward(self, pixels: Tensor, noise: Tensor, half: bool) -> tuple[Tensor, Tensor]:
+        """Reconstruction loss and KL of pictures (B, 3, H, W) in [-1, 1]; ``half`` judges at half size."""
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        if half:
+            latents, pixels = F.avg_pool2d(latents, 2), F.avg_pool2d(pixels, 2)
+        painted = self.vae.decode(latents).sample.float()
+        reconstruction = (painted - pixels).abs().mean() + 0.5 * gradient_l1(painted, pixels)
+        return reconstruction, gaussian_kl(posterior.mean.float(), posterior.logvar.float())
+
+
+def draw_mixture(rng: np.random.Generator, count: int, diet: float = 0.35) -> Tensor:
+    """Pictures (count, 3, 128, 128) in [-1, 1]: scenes of one to four subjects, and a share of the broad diet."""
+    broad = int(rng.binomial(count, diet))
+    scenes = [sample_scene(rng, subjects=int(rng.choice(4, p=(0.6, 0.25, 0.1, 0.05))) + 1) for _ in range(count - broad)]
+    parts = [draw(scenes).pixels] if scenes else []
+    return torch.cat(parts + ([draw_diet(rng, broad)] if broad else []))
+
+
+def random_crops(pictures: Tensor, rng: np.random.Generator, size: int) -> Tensor:
+    """One random square crop of every picture."""
+    limit = pictures.shape[-1] - size + 1
+    corners = rng.integers(0, limit, (len(pictures), 2))
+    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(pictures, corners, strict=True)])
+
+
+def psnr(left: Tensor, right: Tensor) -> float:
+    """Mean peak signal-to-noise ratio in dB of pictures (B, 3, H, W) in [-1, 1]."""
+    error = (left.clamp(-1, 1) - right).square().flatten(1).mean(1)
+    return float((10 * torch.log10(4 / error)).mean())
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, pictures: Tensor) -> None:
+    """Record shift and scaling of the latents of ``pictures``, so that scaled latents have mean 0 and variance 1."""
+    latents = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures.split(32)])
+    vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
+
+
+@dataclass
+class VAETask:
+    """Train the autoencoder. On a CPU 64-pixel crops are enough; a GPU takes whole pictures."""
+
+    budget: str = "cpu"
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, decay=0.5))
+    name: str = "vae"
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        return Autoencoding(self.budget)
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        return muon_and_adamw(model, lambda name, value: False, adamw_lr=2e-3)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        if self.budget == "gpu":
+            return {"pixels": draw_mixture(rng, 64)}
+        return {"pixels": random_crops(draw_mixture(rng, 8), rng, 64)}
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = batch["pixels"]
+        shape = (len(pixels), LATENT_CHANNELS, pixels.shape[-2] // 8, pixels.shape[-1] // 8)
+        noise = torch.randn(shape, generator=rng).to(pixels.device)
+        half = bool(torch.rand((), generator=rng) < 0.25)
+        reconstruction, divergence = model(pixels, noise, half)
+        return reconstruction + 1e-3 * divergence, {"kl": divergence}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        standardise(model.vae, draw_mixture(np.random.default_rng(1), 128, diet=0.0))
+        model.vae.half().save_pretrained(folder, max_shard_size="15MB")
+        model.vae.float()
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module) -> list[Row]:
+        pictures = draw_mixture(np.random.default_rng(2), 128, diet=0.0)
+        painted = torch.cat([model.vae.decode(model.vae.encode(p).latent_dist.mean).sample for p in pictures.split(16)])
+        return [Row("vae_psnr", round(psnr(painted, pictures), 2), 30.0, 36.0)]

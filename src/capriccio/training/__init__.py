@@ -1,0 +1,1 @@
+"""One trainer for every model of the house: resumable, with progress, on one process or several."""
