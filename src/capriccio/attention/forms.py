@@ -1,0 +1,247 @@
+"""What runs inside an attention layer: the exact fused forms, and the literal formula they are tested against.
+
+All tensors are laid out (rows B, tokens S, heads H, head width D), as diffusers' dispatcher takes them.
+Nothing here knows a model family or an edit by name: a form is a handful of fused calls over subsets of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from capriccio.attention.program import AttentionEdit, Bias, Hide, See, Tap, TokenLayout, Weigh
+
+Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""A fused attention call: query, key, value (B, S, H, D) and an optional mask that broadcasts to (B, H, S, S)."""
+
+Index = slice | Tensor
+"""Positions along one axis: a slice where they are contiguous (no copy), a tensor of integers elsewhere."""
+
+
+def take(x: Tensor, index: Index | None, dim: int = 1) -> Tensor:
+    """Return the given positions of an axis; ``None`` is all of them."""
+    if index is None:
+        return x
+    if isinstance(index, slice):
+        return x.narrow(dim, index.start, index.stop - index.start)
+    return x.index_select(dim, index)
+
+
+def put(out: Tensor, index: Index | None, x: Tensor, dim: int = 1) -> None:
+    """Write ``x`` at the given positions of an axis of ``out``; ``None`` is all of them."""
+    if index is None:
+        out.copy_(x)
+    elif isinstance(index, slice):
+        out.narrow(dim, index.start, index.stop - index.start).copy_(x)
+    else:
+        out.index_copy_(dim, index, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One softmax: which queries look at which keys.
+
+    Attributes:
+        queries: Positions of the n queries; ``None`` is every token.
+        keys: Positions of the m keys; ``None`` is every token.
+        mask: Added to the logits (float) or allowed (bool), of shape (1, 1, 1 or n, m).
+        ratio: Renormalised weights (m,) for kernels that take no mask: a quotient of two unmasked calls.
+        nothing: The queries see no key at all and give 0.
+    """
+
+    queries: Index | None
+    keys: Index | None
+    mask: Tensor | None = None
+    ratio: Tensor | None = None
+    nothing: bool = False
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
+        """Return the attention output (B, n, H, D) of the joint sequence's queries and keys.
+
+        Args:
+            query: Of all tokens, (B, S, H, D).
+            key: Of all tokens, (B, S, H, D).
+            value: Of this look's keys, (B, m, H, D).
+            core: The fused call.
+        """
+        query = take(query, self.queries)
+        if self.nothing:
+            return torch.zeros_like(query)
+        key = take(key, self.keys)
+        if self.ratio is not None:
+            mass = self.ratio.to(value.dtype)[None, :, None, None].expand_as(value)
+            return core(query, key, scaled(value, self.ratio), None) / core(query, key, mass, None)
+        mask = self.mask
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
+        return core(query, key, value, mask)
+
+    def to(self, device: torch.device) -> Look:
+        """Return the same look with its tensors on ``device``."""
+        moved = {name: _moved(getattr(self, name), device) for name in ("queries", "keys", "mask", "ratio")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A look and the weights (m,) that its values carry after the softmax; ``None`` is 1 everywhere."""
+
+    look: Look
+    weights: Tensor | None = None
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
+        """Return the output (B, n, H, D) of this call's queries: ``SDPA(Q, K, diag(w) V)``."""
+        value = take(value, self.look.keys)
+        if self.weights is not None:
+            value = scaled(value, self.weights)
+        return self.look.attend(query, key, value, core)
+
+    def to(self, device: torch.device) -> Call:
+        """Return the same call with its tensors on ``device``."""
+        return Call(self.look.to(device), _moved(self.weights, device))
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A tap in one layer: indicator values in place of V, so that the fused call returns attention weights.
+
+    Attributes:
+        name: Of the tap.
+        shape: Of one reading: (queries,) or (queries, columns).
+        parts: For each look, where its queries stand among the tap's, and the indicator (m, columns).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[Look, Index | None, Tensor], ...]
+
+    def read(self, query: Tensor, key: Tensor, core: Core) -> Tensor:
+        """Return the attention weights (B, *shape), mean over the heads."""
+        columns = self.shape[1] if len(self.shape) > 1 else 1
+        out = query.new_zeros(query.shape[0], self.shape[0], columns)
+        for look, places, indicator in self.parts:
+            put(out, places, _read(look, indicator, query, key, core))
+        return out.reshape(query.shape[0], *self.shape)
+
+    def to(self, device: torch.device) -> Reading:
+        """Return the same reading with its tensors on ``device``."""
+        return replace(self, parts=tuple((a.to(device), _moved(b, device), c.to(device)) for a, b, c in self.parts))
+
+
+def _read(look: Look, indicator: Tensor, query: Tensor, key: Tensor, core: Core) -> Tensor:
+    rows, _, heads, width = query.shape
+    # The values must be as wide as the queries, or the call leaves the fused path.
+    chunks = [pad(chunk, (0, width - chunk.shape[1])) for chunk in indicator.to(query.dtype).split(width, dim=1)]
+    values = [chunk[None, :, None, :].expand(rows, -1, heads, -1) for chunk in chunks]
+    weights = torch.cat([look.attend(query, key, value, core).mean(2) for value in values], dim=-1)
+    return weights[..., : indicator.shape[1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One layer's edited attention: calls whose queries partition the tokens, and the taps to read beside them.
+
+    Attributes:
+        length: Number of tokens S.
+        calls: At least one.
+        readings: Of the taps.
+        text: The form in words, with the reason where it is not an unmasked fused one.
+    """
+
+    length: int
+    calls: tuple[Call, ...]
+    readings: tuple[Reading, ...] = ()
+    text: str = ""
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
+        """Return the attention output (B, S, H, D)."""
+        if len(self.calls) == 1:
+            return self.calls[0].run(query, key, value, core)
+        out = torch.empty_like(query)
+        for call in self.calls:
+            put(out, call.look.queries, call.run(query, key, value, core))
+        return out
+
+    def to(self, device: torch.device) -> Form:
+        """Return the same form with its tensors on ``device``."""
+        calls = tuple(call.to(device) for call in self.calls)
+        return replace(self, calls=calls, readings=tuple(reading.to(device) for reading in self.readings))
+
+
+def scaled(value: Tensor, weights: Tensor) -> Tensor:
+    """Return the rows of ``value`` (B, m, H, D) times ``weights`` (m,), rounded once to the dtype of ``value``."""
+    return (value * weights[None, :, None, None]).to(value.dtype)
+
+
+def _moved(x: Index | Tensor | None, device: torch.device) -> Index | Tensor | None:
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+def literal(
+    query: Tensor, key: Tensor, value: Tensor, edits: Sequence[AttentionEdit], layout: TokenLayout
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the plain formula: logits, softmax, taps, post-softmax weights, product, with every matrix in memory.
+
+    The definition that compiled forms are tested against; the scopes of the edits are not looked at.
+
+    Args:
+        query: (B, S, H, D).
+        key: (B, S, H, D).
+        value: (B, S, H, D).
+        edits: All of them active.
+        layout: Of the S tokens.
+
+    Returns:
+        The output (B, S, H, D) and the readings of the taps by name.
+    """
+    visible, bias, weigh = (matrix.to(query.device) for matrix in literal_matrices(edits, layout))
+    weights = literal_weights(query, key, visible, bias)
+    taps = {edit.name: _literal_tap(weights, edit, layout) for edit in edits if isinstance(edit, Tap)}
+    return torch.einsum("bhqk,bkhd->bqhd", weights * weigh.to(weights), value), taps
+
+
+def literal_matrices(edits: Sequence[AttentionEdit], layout: TokenLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is visible (bool), the renormalised and the post-softmax weights (float64), each (S, S)."""
+    bias = _product([edit for edit in edits if isinstance(edit, Bias)], layout)
+    weigh = _product([edit for edit in edits if isinstance(edit, Weigh)], layout)
+    return _visible(edits, layout), bias, weigh
+
+
+def literal_weights(query: Tensor, key: Tensor, visible: Tensor, bias: Tensor) -> Tensor:
+    """Return the attention weights (B, H, S, S): softmax of logits + log bias over what is visible, else 0."""
+    logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    return (logits + bias.log().to(logits)).masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
+
+
+def _block(edit: AttentionEdit, layout: TokenLayout) -> Tensor:
+    queries, keys = (torch.from_numpy(layout.tokens(names)) for names in (edit.queries, edit.keys))
+    return queries[:, None] & keys[None, :]
+
+
+def _visible(edits: Sequence[AttentionEdit], layout: TokenLayout) -> Tensor:
+    seen = torch.zeros(layout.length, layout.length, dtype=torch.bool)
+    listed = torch.zeros(layout.length, 1, dtype=torch.bool)
+    for edit in (edit for edit in edits if isinstance(edit, See)):
+        seen |= _block(edit, layout)
+        listed |= torch.from_numpy(layout.tokens(edit.queries))[:, None]
+    visible = seen | ~listed
+    for edit in (edit for edit in edits if isinstance(edit, Hide)):
+        visible &= ~_block(edit, layout)
+    return visible
+
+
+def _product(edits: Sequence[Bias | Weigh], layout: TokenLayout) -> Tensor:
+    product = torch.ones(layout.length, layout.length, dtype=torch.float64)
+    for edit in edits:
+        product[_block(edit, layout)] *= edit.weight
+    return product
+
+
+def _literal_tap(weights: Tensor, tap: Tap, layout: TokenLayout) -> Tensor:
+    queries, columns = (torch.from_numpy(layout.tokens(names)) for names in (tap.queries, tap.columns))
+    read = weights.mean(1)[:, queries][:, :, columns]
+    return read if tap.each else read.sum(-1)

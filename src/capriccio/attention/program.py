@@ -1,0 +1,344 @@
+"""The grammar of attention edits: which query tokens see which key tokens, and with what weight.
+
+A program is a list of edits over *named token groups*, each with a scope (layers, steps, rows by role).
+It says what should happen and nothing about how; `capriccio.attention.compile` finds the exact fast form.
+
+When edits meet, their order is part of the meaning: see and hide, then bias, softmax, tap, and weigh last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, inf, isfinite
+from typing import Any
+
+import numpy as np
+
+from capriccio.errors import CapriccioError, nearest
+
+Names = str | tuple[str, ...]
+"""One token group, or several taken together."""
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One attention layer of a model.
+
+    Attributes:
+        name: Path of the attention module inside the model.
+        kind: What the family calls it, such as ``"double"`` or ``"single"``.
+        index: Position among the layers of the same kind, from 0.
+    """
+
+    name: str
+    kind: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers an edit works in: every ``every``-th of each kind, from ``start`` up to but without ``stop``.
+
+    Attributes:
+        kinds: Kinds of layer, or ``None`` for all of them.
+        start: First index, counted within the kind.
+        stop: Index after the last, or ``None`` for the end.
+        every: Interval, at least 1.
+    """
+
+    kinds: tuple[str, ...] | None = None
+    start: int = 0
+    stop: int | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.kinds, str):
+            object.__setattr__(self, "kinds", (self.kinds,))
+        if self.start < 0 or self.every < 1:
+            raise CapriccioError(
+                f"Layers received start={self.start} and every={self.every}, but start counts from 0 and every from 1; "
+                "give layer indices within their kind."
+            )
+
+    def __contains__(self, layer: LayerInfo) -> bool:
+        in_kind = self.kinds is None or layer.kind in self.kinds
+        in_range = self.start <= layer.index < (inf if self.stop is None else self.stop)
+        return in_kind and in_range and (layer.index - self.start) % self.every == 0
+
+    def __str__(self) -> str:
+        kinds = "all layers" if self.kinds is None else " and ".join(self.kinds) + " layers"
+        interval = "" if self.every == 1 else f", every {self.every}"
+        if self.start == 0 and self.stop is None:
+            return kinds + interval
+        return f"{kinds} [{self.start}, {'end' if self.stop is None else self.stop}){interval}"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which denoising steps an edit works in: a half-open window.
+
+    Attributes:
+        start: First step: a fraction of the run (float, 0.0 to 1.0) or an index (int).
+        stop: Step after the last, in the same two ways; the default is the end of the run.
+    """
+
+    start: float | int = 0.0
+    stop: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        for bound in (self.start, self.stop):
+            if bound < 0 or (isinstance(bound, float) and bound > 1):
+                raise CapriccioError(
+                    f"a step window received the bound {bound!r}, but a fraction (float) lies between 0.0 and 1.0 "
+                    "and an index (int) starts at 0; give one of the two."
+                )
+
+    def window(self, num_steps: int) -> range:
+        """Return the steps of a run of ``num_steps`` that lie in the window."""
+        return range(_step(self.start, num_steps), _step(self.stop, num_steps))
+
+    def __str__(self) -> str:
+        return "all steps" if (self.start, self.stop) == (0, 1.0) else f"steps [{self.start}, {self.stop})"
+
+
+def _step(bound: float | int, num_steps: int) -> int:
+    # The small slack keeps 0.3 of 10 steps at 3, whatever the last bit of the product says.
+    return min(ceil(bound * num_steps - 1e-9) if isinstance(bound, float) else bound, num_steps)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where an edit works; everything by default.
+
+    Attributes:
+        layers: Which layers.
+        steps: Which denoising steps.
+        rows: Roles of the batch rows it works in, such as ``("positive",)``, or ``None`` for every row.
+    """
+
+    layers: Layers = Layers()
+    steps: Steps = Steps()
+    rows: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rows, str):
+            object.__setattr__(self, "rows", (self.rows,))
+
+    @property
+    def rows_text(self) -> str:
+        """The rows in words."""
+        return "all rows" if self.rows is None else "rows " + ", ".join(self.rows)
+
+    def __str__(self) -> str:
+        return f"{self.layers} | {self.steps} | {self.rows_text}"
+
+
+@dataclass(frozen=True)
+class See:
+    """Allow-list: the queries see only the keys of the `See` edits that name them (their union)."""
+
+    queries: Names
+    keys: Names
+    scope: Scope = Scope()
+
+    neutral = False
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"see {_words(self.queries)} -> {_words(self.keys)}"
+
+
+@dataclass(frozen=True)
+class Hide:
+    """The queries do not see the keys; taken away after every `See`. A query that sees nothing gives 0."""
+
+    queries: Names
+    keys: Names
+    scope: Scope = Scope()
+
+    neutral = False
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"hide {_words(self.queries)} -> {_words(self.keys)}"
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Attention weight times ``weight``, renormalised: ``log(weight)`` is added to the logits. 1 changes nothing.
+
+    Attributes:
+        weight: Above 0; to forbid the keys altogether use `Hide`.
+    """
+
+    queries: Names
+    keys: Names
+    weight: float
+    scope: Scope = Scope()
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.weight) and self.weight > 0):
+            raise CapriccioError(
+                f"Bias received the weight {self.weight}, but its logarithm is added to the logits, so it must be a "
+                "number above 0; use Hide to forbid keys or Weigh for a factor after the softmax."
+            )
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the edit changes nothing."""
+        return self.weight == 1
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"bias {_words(self.queries)} -> {_words(self.keys)} by {self.weight:g}"
+
+
+@dataclass(frozen=True)
+class Weigh:
+    """Attention weight times ``weight`` after the softmax, not renormalised. 1 changes nothing.
+
+    Attributes:
+        weight: Any finite number; Diptych Prompting (arXiv 2411.15466) uses 1.3.
+    """
+
+    queries: Names
+    keys: Names
+    weight: float
+    scope: Scope = Scope()
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.weight):
+            raise CapriccioError(f"Weigh received the weight {self.weight}, but expects a finite number; give one.")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the edit changes nothing."""
+        return self.weight == 1
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"weigh {_words(self.queries)} -> {_words(self.keys)} by {self.weight:g}"
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Read how much the queries look at the columns, after the softmax and before `Weigh`.
+
+    Readings are the mean over heads, layers and steps of the scope, one per batch row and query. Rows of the same
+    role are told apart by their order. The reading is differentiable.
+
+    Attributes:
+        name: Key of the reading in the ``taps`` of an attachment.
+        queries: Whose weights are read.
+        columns: Which keys are looked at.
+        each: Read every column by itself, ``(rows, queries, columns)``, instead of their sum, ``(rows, queries)``.
+    """
+
+    name: str
+    queries: Names
+    columns: Names
+    scope: Scope = Scope()
+    each: bool = False
+
+    neutral = False
+
+    @property
+    def keys(self) -> Names:
+        """The columns, under the name that other edits use."""
+        return self.columns
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"tap {self.name!r} {_words(self.queries)} -> {_words(self.columns)}"
+
+
+AttentionEdit = See | Hide | Bias | Weigh | Tap
+
+
+@dataclass(frozen=True)
+class AttentionProgram:
+    """Edits that hold together; programs are added with ``+`` and printed with ``str``."""
+
+    edits: tuple[AttentionEdit, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", tuple(self.edits))
+        taps = [edit.name for edit in self.edits if isinstance(edit, Tap)]
+        if twice := {name for name in taps if taps.count(name) > 1}:
+            raise CapriccioError(
+                f"the attention program has several taps named {sorted(twice)[0]!r}, but a reading needs a name of "
+                "its own; rename one of them."
+            )
+
+    def __add__(self, other: AttentionProgram) -> AttentionProgram:
+        return AttentionProgram(self.edits + other.edits) if isinstance(other, AttentionProgram) else NotImplemented
+
+    def __iter__(self) -> Iterator[AttentionEdit]:
+        return iter(self.edits)
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def __str__(self) -> str:
+        if not self.edits:
+            return "attention program: no edits"
+        return "\n".join(["attention program:", *(f"  {edit.action} | {edit.scope}" for edit in self.edits)])
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """The tokens of one joint sequence, and the names of groups of them.
+
+    Attributes:
+        length: Number of tokens S.
+        groups: Name -> boolean array or tensor of shape (S,), in the backbone's order. Groups may overlap.
+            A name also stands for all groups below it: ``"image"`` is ``"image:left"`` and ``"image:right"``
+            together, unless there is a group called ``"image"``.
+    """
+
+    length: int
+    groups: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", {name: _mask(name, m, self.length) for name, m in self.groups.items()})
+
+    def tokens(self, names: Names) -> np.ndarray:
+        """Return the boolean membership (S,) of one group, or of several together.
+
+        Raises:
+            CapriccioError: If a name is unknown.
+        """
+        parts = [self._group(name) for name in ((names,) if isinstance(names, str) else names)]
+        return np.logical_or.reduce(parts) if parts else np.zeros(self.length, bool)
+
+    def _group(self, name: str) -> np.ndarray:
+        if name in self.groups:
+            return self.groups[name]
+        below = [mask for full, mask in self.groups.items() if full.startswith((f"{name}:", f"{name}/"))]
+        if not below:
+            hint = nearest(name, self.groups) if self.groups else "this layout has no groups"
+            raise CapriccioError(f"the attention program names the token group {name!r}, which is unknown; {hint}")
+        return np.logical_or.reduce(below)
+
+    def __str__(self) -> str:
+        return ", ".join([f"{self.length} tokens", *(f"{name} {int(m.sum())}" for name, m in self.groups.items())])
+
+
+def _mask(name: str, mask: Sequence[bool] | np.ndarray, length: int) -> np.ndarray:
+    array = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
+    if array.dtype != bool or array.shape != (length,):
+        raise CapriccioError(
+            f"the token group {name!r} received an array of {array.dtype} and shape {array.shape}, but expects "
+            f"booleans of shape ({length},); give one truth value for each token."
+        )
+    return array
+
+
+def _words(names: Names) -> str:
+    return names if isinstance(names, str) else " + ".join(names)
