@@ -45,7 +45,10 @@ class Size:
     text_layers: int
 
 
-SIZES = {"cpu": Size(heads=4, double=2, single=6, text_layers=2), "gpu": Size(heads=8, double=4, single=8, text_layers=4)}
+SIZES = {
+    "cpu": Size(heads=4, double=2, single=6, text_layers=2),
+    "gpu": Size(heads=8, double=4, single=8, text_layers=4),
+}
 SHARES = {"scenes": 0.63, "pairs": 0.34, "grids": 0.03}
 BATCH = {"scenes": 32, "pairs": 16, "grids": 8}
 
@@ -66,7 +69,7 @@ def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransform
         axes_dims_rope=(16, 24, 24),
     )
     for name, parameter in transformer.named_parameters():
-        if ".norm" in name and ".linear." in name or name.startswith(("norm_out.linear", "proj_out")):
+        if (".norm" in name and ".linear." in name) or name.startswith(("norm_out.linear", "proj_out")):
             nn.init.zeros_(parameter)
     return transformer
 
@@ -127,7 +130,9 @@ class Painter(nn.Module):
     def _remember(self, block: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, Tensor]) -> None:
         self._features = outputs[1]
 
-    def forward(self, tokens: Tensor, sigma: Tensor, ids: Tensor, pooled: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, sigma: Tensor, ids: Tensor, pooled: Tensor, grid: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Velocity (B, tokens, 32) and logits (B, tokens, 16, parts + inks) from noisy tokens and word ids (B, T)."""
         text = self.text_encoder(ids).last_hidden_state
         velocity = self.transformer(
@@ -234,31 +239,39 @@ class FluxTask:
     def batch(self, rng: np.random.Generator) -> Batch:
         wing = self.choose_wing(rng)
         pictures = self.wings[wing.name]
-        scale = 1 if self.budget == "cpu" else 8
-        rows = rng.integers(0, len(pictures), scale * BATCH[wing.name])
+        rows = rng.integers(0, len(pictures), BATCH[wing.name] * (1 if self.budget == "cpu" else 8))
         return {
             "latents": torch.from_numpy(pictures.latents[rows]).float(),
             "parts": gather_cells(torch.from_numpy(pictures.parts[rows]).long()),
             "inks": gather_cells(torch.from_numpy(pictures.inks[rows]).long()),
             **self.sentences([pictures.graphs[row] for row in rows], rng),
+            **self.extras(wing, pictures, rows, rng),
         }
+
+    def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """What a fine-tune needs beside latents and words; nothing here."""
+        return {}
 
     def pooled(self, ids: Tensor) -> Tensor:
         """CLIP's pooled text (B, 192), not learned."""
         with torch.no_grad():
             return self.clip.to(ids.device)(ids).pooler_output
 
-    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents, velocity as tokens, noise level and token grid of a batch; panels see more noise."""
         latents = batch["latents"]
-        panels = latents.shape[-1] > 16
-        sigma = logit_normal(len(latents), 0.6 if panels else 0.3, rng).to(latents.device)
+        sigma = logit_normal(len(latents), 0.6 if latents.shape[-1] > 16 else 0.3, rng).to(latents.device)
         noise = torch.randn(latents.shape, generator=rng).to(latents.device)
         noisy, velocity = flow_matching_pair(latents, noise, sigma)
         grid = grid_ids(latents.shape[-2] // 2, latents.shape[-1] // 2).to(latents.device)
+        return noisy, pack(velocity), sigma, grid
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy, velocity, sigma, grid = self.noised(batch, rng)
         painted, logits = model(pack(noisy), sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
-        flow = F.mse_loss(painted.float(), pack(velocity))
+        flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
-        return flow + 0.2 * shapes, {"pairs" if panels else "scenes": flow, "map": shapes}
+        return flow + 0.2 * shapes, {"scenes" if len(grid) == 64 else "panels": flow, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         pipeline(model.transformer, model.text_encoder, self.vae, self.clip).to(torch.float16).save_pretrained(

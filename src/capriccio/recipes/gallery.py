@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Wing:
 
 
 WINGS = {
-    "cpu": (Wing("scenes", 1, 1, 14_336), Wing("pairs", 1, 2, 6_144), Wing("grids", 2, 2, 256)),
+    "cpu": (Wing("scenes", 1, 1, 9_216), Wing("pairs", 1, 2, 4_608), Wing("grids", 2, 2, 256)),
     "gpu": (Wing("scenes", 1, 1, 122_880), Wing("pairs", 1, 2, 61_440), Wing("grids", 2, 2, 8_192)),
 }
 SUBJECTS = (0.55, 0.33, 0.08, 0.04)  # share of scenes with one to four subjects
@@ -43,15 +43,28 @@ SUBJECTS = (0.55, 0.33, 0.08, 0.04)  # share of scenes with one to four subjects
 
 @dataclass
 class Pictures:
-    """Pictures of one wing: latents (N, 8, H/8, W/8) scaled, part and ink maps (N, H/4, W/4), and what they show."""
+    """Pictures of one wing and their truth.
+
+    Attributes:
+        latents: (N, 8, H/8, W/8), scaled, half precision.
+        parts: Part map, (N, H/4, W/4).
+        inks: Ink map, (N, H/4, W/4).
+        graphs: What every picture shows.
+        shards: Pixels (SHARD, 3, H, W) as bytes, left on the disk.
+    """
 
     latents: np.ndarray
     parts: np.ndarray
     inks: np.ndarray
     graphs: list[SceneGraph | Panels]
+    shards: list[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.graphs)
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        """Pictures (len(rows), 3, H, W) in [-1, 1]."""
+        return torch.from_numpy(np.stack([self.shards[row // SHARD][row % SHARD] for row in rows])).float() / 127.5 - 1
 
 
 def imagine(wing: Wing, rng: np.random.Generator, split: str = "train") -> SceneGraph | Panels:
@@ -78,41 +91,47 @@ def cells(labels: Tensor) -> np.ndarray:
     return labels[:, CELL // 2 :: CELL, CELL // 2 :: CELL].to(torch.uint8).numpy()
 
 
-def _shards(wing: Wing, folder: Path) -> Iterator[tuple[int, Path]]:
-    for index in range(-(-wing.count // SHARD)):
-        yield index, folder / f"{wing.name}-{index:04d}.npz"
+def _shards(wing: Wing, folder: Path) -> list[Path]:
+    return [folder / f"{wing.name}-{index:04d}" for index in range(-(-wing.count // SHARD))]
 
 
-def _write_shard(path: Path, wing: Wing, index: int, vae: AutoencoderKL, seed: int) -> None:
-    rng = np.random.default_rng([seed, len(wing.name), wing.rows * wing.columns, index])
+def _write_shard(path: Path, wing: Wing, rng: np.random.Generator, vae: AutoencoderKL) -> None:
     graphs = [imagine(wing, rng) for _ in range(SHARD)]
-    chunks = []
+    columns: dict[str, list[np.ndarray]] = {"latents": [], "parts": [], "inks": [], "pixels": []}
     for start in range(0, SHARD, 32):
         drawing = depict(graphs[start : start + 32])
-        chunks.append((encode(vae, drawing.pixels).half().numpy(), cells(drawing.parts), cells(drawing.inks)))
-    latents, parts, inks = (np.concatenate(column) for column in zip(*chunks, strict=True))
-    scratch = path.with_suffix(".tmp.npz")
-    np.savez(scratch, latents=latents, parts=parts, inks=inks, graphs=json.dumps([to_dict(graph) for graph in graphs]))
+        columns["latents"].append(encode(vae, drawing.pixels).half().numpy())
+        columns["parts"].append(cells(drawing.parts))
+        columns["inks"].append(cells(drawing.inks))
+        columns["pixels"].append(((drawing.pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy())
+    scratch = path.with_suffix(".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    for name, chunks in columns.items():
+        np.save(scratch / f"{name}.npy", np.concatenate(chunks))
+    (scratch / "graphs.json").write_text(json.dumps([to_dict(graph) for graph in graphs]))
     os.replace(scratch, path)
 
 
-def fill_gallery(folder: Path, vae: AutoencoderKL, budget: str, rank: int = 0, processes: int = 1, seed: int = 0) -> None:
+def fill_gallery(
+    folder: Path, vae: AutoencoderKL, budget: str, rank: int = 0, processes: int = 1, seed: int = 0
+) -> None:
     """Draw and encode the shards of this process that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for wing in WINGS[budget]:
-        for index, path in _shards(wing, folder):
+        paths = _shards(wing, folder)
+        for index, path in enumerate(paths):
             if index % processes == rank and not path.exists():
-                _write_shard(path, wing, index, vae, seed)
-                print(f"gallery: {wing.name} {index + 1}/{-(-wing.count // SHARD)}", flush=True)
+                _write_shard(path, wing, np.random.default_rng([seed, wing.rows, wing.columns, index]), vae)
+                print(f"gallery: {wing.name} {index + 1}/{len(paths)}", flush=True)
 
 
 def open_wing(folder: Path, wing: Wing) -> Pictures:
-    """Load all shards of a wing."""
-    columns: list[tuple[np.ndarray, ...]] = []
-    graphs: list[SceneGraph | Panels] = []
-    for _, path in _shards(wing, folder):
-        with np.load(path) as shard:
-            columns.append((shard["latents"], shard["parts"], shard["inks"]))
-            graphs += [from_dict(entry) for entry in json.loads(str(shard["graphs"]))]
-    latents, parts, inks = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Pictures(latents, parts, inks, graphs)
+    """Open all shards of a wing; pixels stay on the disk."""
+    paths = _shards(wing, folder)
+    latents, parts, inks = (
+        np.concatenate([np.load(path / f"{name}.npy") for path in paths]) for name in ("latents", "parts", "inks")
+    )
+    graphs = [from_dict(entry) for path in paths for entry in json.loads((path / "graphs.json").read_text())]
+    shards = [np.load(path / "pixels.npy", mmap_mode="r") for path in paths]
+    return Pictures(latents, parts, inks, graphs, shards)

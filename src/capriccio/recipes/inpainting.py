@@ -19,20 +19,16 @@ from transformers import T5EncoderModel
 
 from capriccio import assets
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
-from capriccio.objectives import flow_matching_pair, logit_normal
 from capriccio.recipes.flux import (
-    BATCH,
     LATENTS,
     FluxTask,
     Painter,
-    gather_cells,
-    grid_ids,
     is_muons,
     map_loss,
     pack,
     pipeline,
 )
-from capriccio.recipes.gallery import WINGS, Wing, cells, depict, encode, imagine
+from capriccio.recipes.gallery import WINGS, Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Schedule
@@ -86,37 +82,20 @@ class FillTask(FluxTask):
     def choose_wing(self, rng: np.random.Generator) -> Wing:
         return WINGS[self.budget][int(rng.choice(len(SHARES), p=list(SHARES.values())))]
 
-    def batch(self, rng: np.random.Generator) -> Batch:
-        wing = self.choose_wing(rng)
-        graphs = [imagine(wing, rng) for _ in range(BATCH[wing.name] * (1 if self.budget == "cpu" else 8))]
-        drawing = depict(graphs)
-        return {
-            "pixels": drawing.pixels,
-            "mask": torch.stack([random_mask(rng, wing.rows, wing.columns) for _ in graphs]),
-            "parts": gather_cells(torch.from_numpy(cells(drawing.parts)).long()),
-            "inks": gather_cells(torch.from_numpy(cells(drawing.inks)).long()),
-            **self.sentences(graphs, rng),
-        }
-
-    def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents, velocity, noise level and grid of a batch of pixels."""
-        latents = encode(self.vae.to(batch["pixels"].device), batch["pixels"])
-        panels = latents.shape[-1] > 16
-        sigma = logit_normal(len(latents), 0.6 if panels else 0.3, rng).to(latents.device)
-        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
-        noisy, velocity = flow_matching_pair(latents, noise, sigma)
-        return noisy, velocity, sigma, grid_ids(latents.shape[-2] // 2, latents.shape[-1] // 2).to(latents.device)
+    def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        masks = [random_mask(rng, wing.rows, wing.columns) for _ in rows]
+        return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
 
     def known(self, batch: Batch, hidden: float) -> Tensor:
         """Latents of the pictures with the masked pixels set to ``hidden``."""
-        return encode(self.vae, torch.where(batch["mask"] > 0.5, hidden, batch["pixels"]))
+        return encode(self.vae.to(batch["pixels"].device), torch.where(batch["mask"] > 0.5, hidden, batch["pixels"]))
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, velocity, sigma, grid = self.noised(batch, rng)
         # Fill's pipeline multiplies the preprocessed picture by (1 - mask): hidden pixels are mid-grey, 0
         tokens = torch.cat([pack(noisy), pack(self.known(batch, 0.0)), pack_mask(batch["mask"])], dim=-1)
         painted, logits = model(tokens, sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
-        flow = F.mse_loss(painted.float(), pack(velocity))
+        flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         return flow + 0.1 * shapes, {"flow": flow, "map": shapes}
 
@@ -134,9 +113,7 @@ class Guided(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], condition: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Residuals for the double and the single blocks."""
-        double, single = self.controlnet(
-            **inputs, controlnet_cond=condition, conditioning_scale=1.0, return_dict=False
-        )
+        double, single = self.controlnet(**inputs, controlnet_cond=condition, conditioning_scale=1.0, return_dict=False)
         return double, single
 
 
@@ -177,7 +154,7 @@ class ControlNetTask(FillTask):
         painted = self.transformer.to(device)(
             **inputs, controlnet_block_samples=double, controlnet_single_block_samples=single, return_dict=False
         )[0]
-        flow = F.mse_loss(painted.float(), pack(velocity))
+        flow = F.mse_loss(painted.float(), velocity)
         return flow, {"flow": flow}
 
     def save(self, model: nn.Module, folder: Path) -> None:

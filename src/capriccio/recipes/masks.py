@@ -35,7 +35,7 @@ def panel_mask(rng: np.random.Generator, size: int, share: float) -> Tensor:
 
 
 def random_mask(rng: np.random.Generator, rows: int, columns: int, size: int = 128) -> Tensor:
-    """Mask (1, rows * size, columns * size) of a picture of panels: one panel (or any of them) has rectangles hidden."""
+    """Mask (1, rows * size, columns * size) of a picture of panels: rectangles hide parts of one panel, or of every."""
     mask = torch.zeros(rows, columns, size, size)
     if rng.random() >= UNMASKED:
         share = SCENE_SHARE if rows * columns == 1 else PANEL_SHARE

@@ -107,7 +107,8 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         (import_module(type(task).__module__).__doc__ or "").strip(),
         "",
         f"- Data: the procedural world of capriccio, training split, seed {task.schedule.seed}; drawn on the fly.",
-        f"- Recipe: `capriccio train miniature {order.name} --budget {order.budget} --minutes {task.schedule.minutes:g}`",
+        f"- Recipe: `capriccio train miniature {order.name} --budget {order.budget} "
+        f"--minutes {task.schedule.minutes:g}`",
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
         f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit.strip() or 'unknown'}.",
         "- Licence: Apache-2.0.",
@@ -136,8 +137,8 @@ def carry_out(order: Order) -> None:
         rows = task.measure(model)
         write_rows(rows, folder / "metrics.json")
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        log = (order.runs / order.name / "log.jsonl").read_text().splitlines()
-        (folder / "README.md").write_text(card(order, task, parameters, json.loads(log[-1])["step"] if log else 0, rows))
+        last = (order.runs / order.name / "log.jsonl").read_text().splitlines()[-1]
+        (folder / "README.md").write_text(card(order, task, parameters, json.loads(last)["step"], rows))
 
 
 def _parse(arguments: list[str]) -> Order:

@@ -45,8 +45,10 @@ def muon_and_adamw(
     return optimisers
 
 
-def warm_constant_decay(progress: float, step: int, warmup: int = 200, decay: float = 0.35, floor: float = 0.02) -> float:
-    """Factor of the learning rate: linear warm-up over ``warmup`` steps, constant, last ``decay`` of the way linear to ``floor``.
+def warm_constant_decay(
+    progress: float, step: int, warmup: int = 200, decay: float = 0.35, floor: float = 0.02
+) -> float:
+    """Factor of the learning rate: linear warm-up, constant, over the last ``decay`` of the way linear to ``floor``.
 
     Args:
         progress: How much of the training is done, 0 to 1.

@@ -78,7 +78,7 @@ class Task(Protocol):
 
 
 class Average:
-    """Exponential moving average of the floating-point state of a module, warmed up so that it follows early learning."""
+    """Exponential moving average of a module's state, warmed up so that it follows early learning."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay

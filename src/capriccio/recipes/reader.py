@@ -1,0 +1,254 @@
+"""The miniature's reader: names what a picture shows and measures whether two pictures show the same individual.
+
+It learns from renders that are zoomed, softened and recoloured a little, so that it also reads pictures that a model
+painted. Every individual comes twice, in two scenes; a rival of its kind stands in the very same two scenes, so that
+only the individual itself tells them apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from capriccio.modules.reader import CLASSES, MAP, SIZE, Reader
+from capriccio.training.optimisers import muon_and_adamw
+from capriccio.training.trainer import Batch, Row, Schedule
+from capriccio.world.captions import COLOURLESS
+from capriccio.world.draw import Drawing, draw
+from capriccio.world.graph import (
+    COLOURS,
+    STUDIO,
+    Backdrop,
+    Identity,
+    SceneGraph,
+    sample_identity,
+    sample_panels,
+    sample_scene,
+)
+
+IGNORED = -100
+TEMPERATURE = 0.1
+WEIGHTS = {"kind": 1.0, "main": 1.0, "accent": 1.0, "pattern": 1.0, "backdrop": 0.5, "style": 0.3, "accessory": 0.5}
+
+
+def draw_family(rng: np.random.Generator, split: str = "train", style: str | None = None) -> list[SceneGraph]:
+    """Two scenes of one individual, and the same two scenes with a rival of its kind in its place."""
+    scenes = [_sometimes_bare(scene, rng) for scene in sample_panels(rng, 1, 2, split, style).scenes]
+    return scenes + [with_identity(scene, rival) for rival in [rival_of(scenes[0], rng, split)] for scene in scenes]
+
+
+def rival_of(scene: SceneGraph, rng: np.random.Generator, split: str) -> Identity:
+    """Another individual of the kind: one time in three a twin that no caption tells apart."""
+    shown = scene.things[0].identity
+    other = sample_identity(rng, split, shown.kind)
+    if rng.random() < 1 / 3:
+        return replace(other, main=shown.main, accent=shown.accent, pattern=shown.pattern)
+    return other
+
+
+def with_identity(scene: SceneGraph, identity: Identity) -> SceneGraph:
+    """The scene with somebody else in the place of its first thing."""
+    return replace(scene, things=(replace(scene.things[0], identity=identity), *scene.things[1:]))
+
+
+def truth(scenes: Sequence[SceneGraph]) -> Batch:
+    """Class indices (B,) for each name of ``CLASSES``; what cannot be seen is ``IGNORED``."""
+    rows = [_names(scene) for scene in scenes]
+    return {
+        name: torch.tensor([names.index(row[name]) if row[name] in names else IGNORED for row in rows])
+        for name, names in CLASSES.items()
+    }
+
+
+def maps(drawing: Drawing) -> Tensor:
+    """Subject mask and colour of every pixel as channels, (B, 1 + colours, H, W) in [0, 1]."""
+    inks = F.one_hot(drawing.inks, 1 + len(COLOURS))[..., 1:]
+    return torch.cat([drawing.subjects.any(1)[:, None], inks.permute(0, 3, 1, 2)], dim=1).float()
+
+
+def boxes(masks: Tensor) -> Tensor:
+    """Left, top, right and bottom (B, 4), as fractions, of masks (B, H, W)."""
+    sides = []
+    for dim in (1, 2):
+        shown = masks.amax(dim) > 0.5
+        length = shown.shape[1]
+        first, last = shown.int().argmax(1), length - shown.flip(1).int().argmax(1)
+        sides.append((first / length, last / length))
+    return torch.stack([sides[0][0], sides[1][0], sides[0][1], sides[1][1]], dim=1)
+
+
+def zoom(pictures: Tensor, centres: Tensor, rng: np.random.Generator, share: float = 0.4) -> Tensor:
+    """Enlarge or shrink a share of the pictures by up to 1.4 and move their subjects; borders are continued.
+
+    Args:
+        pictures: (B, C, H, W).
+        centres: Where the subjects are, (B, 2), x and y in [-1, 1].
+        rng: Chooses.
+        share: How many are changed.
+    """
+    count = len(pictures)
+    changed = torch.from_numpy(rng.random(count) < share)
+    scale = torch.from_numpy(np.exp(rng.uniform(np.log(1 / 1.4), np.log(1.3), count))).float().where(changed, 1.0)
+    target = torch.from_numpy(rng.uniform(-0.3, 0.3, (count, 2))).float().where(changed[:, None], centres)
+    shift = centres - scale[:, None] * target
+    grid = torch.eye(2).expand(count, 2, 2) * scale[:, None, None]
+    affine = F.affine_grid(torch.cat([grid, shift[:, :, None]], 2), list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, affine, padding_mode="border", align_corners=False)
+
+
+def soften(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Blur, recolour and dirty pictures (B, 3, H, W) in [-1, 1] a little, each to its own degree."""
+    count = len(pixels)
+
+    def each(low: float, high: float, width: int = 1) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (count, width, 1, 1))).float()
+
+    blurred = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
+    mixed = torch.lerp(pixels, blurred, each(-0.6, 1.0).clamp_min(0))
+    coarse = torch.from_numpy(rng.standard_normal((count, 3, SIZE // 4, SIZE // 4))).float()
+    stain = F.interpolate(coarse, scale_factor=4, mode="bilinear") * each(-0.08, 0.12).clamp_min(0)
+    return (mixed * each(0.92, 1.08) + each(-0.05, 0.05, 3) + stain).clamp(-1, 1)
+
+
+def identity_loss(embeddings: Tensor, members: Tensor) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, Eq. 2): views of one member attract, all others repel.
+
+    Args:
+        embeddings: (B, D) of unit length.
+        members: (B,) who is seen.
+    """
+    itself = torch.eye(len(members), dtype=torch.bool, device=members.device)
+    logits = (embeddings @ embeddings.T / TEMPERATURE).masked_fill(itself, float("-inf"))
+    alike = (members[:, None] == members[None]) & ~itself
+    log_share = logits - logits.logsumexp(1, keepdim=True)
+    return -log_share[alike].mean()
+
+
+@dataclass
+class ReaderTask:
+    """Train the reader on families of four scenes."""
+
+    budget: str = "cpu"
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=7, warmup=50))
+    name: str = "reader"
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        return Reader().to(memory_format=torch.channels_last)
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        return muon_and_adamw(model, lambda name, value: False, adamw_lr=2e-3)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        families = [draw_family(rng) for _ in range(8 if self.budget == "cpu" else 64)]
+        scenes = [scene for family in families for scene in family]
+        drawing = draw(scenes)
+        centres = torch.tensor([[2 * scene.things[0].x - 1, 2 * scene.things[0].y - 1] for scene in scenes])
+        moved = zoom(torch.cat([drawing.pixels, maps(drawing)], 1), centres, rng)
+        cells = F.avg_pool2d(moved[:, 3:], SIZE // MAP)
+        colourless = torch.tensor([scene.style in COLOURLESS for scene in scenes])
+        return {
+            "pixels": soften(moved[:, :3], rng).contiguous(memory_format=torch.channels_last),
+            "mask": cells[:, 0],
+            "inks": cells[:, 1:] * ~colourless[:, None, None, None],
+            "box": boxes(moved[:, 3]),
+            "member": torch.arange(2 * len(families)).repeat_interleave(2),
+            **truth(scenes),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        said = {name: value.float() for name, value in model(batch["pixels"]).items()}
+        named = {name: F.cross_entropy(said[name], batch[name], ignore_index=IGNORED) for name in CLASSES}
+        mask = F.binary_cross_entropy_with_logits(said["mask"], batch["mask"])
+        painted = batch["inks"].sum().clamp_min(1)
+        inks = -(said["inks"].log_softmax(1) * batch["inks"]).sum() / painted
+        box = F.l1_loss(said["box"], batch["box"])
+        who = identity_loss(said["identity"], batch["member"])
+        names = torch.stack([weight * named[name] for name, weight in WEIGHTS.items()]).sum()
+        return names + 2 * mask + inks + box + 0.5 * who, {**named, "mask": mask, "inks": inks, "identity": who}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"identity_threshold": round(impostor_threshold(model), 4)}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
+    def measure(self, model: nn.Module) -> list[Row]:
+        rng = np.random.default_rng(5)
+        shaded = accuracies(model, [sample_scene(rng, split="test", style="shaded") for _ in range(512)])
+        styled = accuracies(model, [sample_scene(rng, split="test") for _ in range(512)])
+        same = same_member_rate(model, impostor_threshold(model))
+        return [
+            *(Row(f"reader_{name}", shaded[name], 0.97, 0.995) for name in ("kind", "main", "pattern", "backdrop")),
+            *(Row(f"reader_{name}", shaded[name], 0.90, 0.97) for name in ("accent", "accessory")),
+            Row("reader_style", styled["style"], 0.97, 0.995),
+            Row("reader_same_identity", same, 0.90, 0.97),
+        ]
+
+
+@torch.no_grad()
+def accuracies(model: nn.Module, scenes: Sequence[SceneGraph]) -> dict[str, float]:
+    """The share of scenes in which each name is read rightly."""
+    wanted = truth(scenes)
+    said = [model(chunk) for chunk in draw(scenes).pixels.split(64)]
+    rates = {}
+    for name in CLASSES:
+        best, judged = torch.cat([part[name] for part in said]).argmax(1), wanted[name] != IGNORED
+        rates[name] = round(float((best == wanted[name])[judged].float().mean()), 4)
+    return rates
+
+
+def impostor_threshold(model: nn.Module, families: int = 256) -> float:
+    """The cosine that 5 % of the pairs of different held-out individuals of one kind, each in its own scene, exceed."""
+    first, _, _, impostor = _families(model, families)
+    return float((first * impostor).sum(1).quantile(0.95))
+
+
+def same_member_rate(model: nn.Module, threshold: float, families: int = 256) -> float:
+    """The share of pairs of scenes of one individual whose embeddings are more alike than the threshold."""
+    first, second, _, _ = _families(model, families)
+    return round(float(((first * second).sum(1) > threshold).float().mean()), 4)
+
+
+@torch.no_grad()
+def _families(model: nn.Module, count: int) -> list[Tensor]:
+    """Identity embeddings (count, 64) of the four scenes of held-out families: twice one, twice its rival."""
+    rng = np.random.default_rng(6)
+    scenes = [scene for _ in range(count) for scene in _test_family(rng)]
+    embeddings = torch.cat([model(chunk)["identity"] for chunk in draw(scenes).pixels.split(64)])
+    return list(embeddings.view(count, 4, -1).unbind(1))
+
+
+def _test_family(rng: np.random.Generator) -> list[SceneGraph]:
+    scenes = list(sample_panels(rng, 1, 2, "test", "shaded").scenes)
+    rival = sample_identity(rng, "test", scenes[0].things[0].identity.kind)
+    return scenes + [with_identity(scene, rival) for scene in scenes]
+
+
+def _names(scene: SceneGraph) -> dict[str, str]:
+    thing = scene.things[0]
+    colours = ("", "") if scene.style in COLOURLESS else (thing.identity.main, thing.identity.accent)
+    return {
+        "kind": thing.identity.kind,
+        "main": colours[0],
+        "accent": colours[1],
+        "pattern": thing.identity.pattern,
+        "backdrop": scene.backdrop.kind,
+        "style": scene.style,
+        "accessory": thing.accessory or "none",
+    }
+
+
+def _sometimes_bare(scene: SceneGraph, rng: np.random.Generator) -> SceneGraph:
+    """One scene in twelve on plain white, where references stand once their background is removed."""
+    return replace(scene, backdrop=Backdrop(STUDIO)) if rng.random() < 1 / 12 else scene

@@ -1,0 +1,160 @@
+"""Every recipe learns for a step and saves folders that plain diffusers loads, on tiny untrained parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxFillPipeline, FluxPipeline
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from capriccio.errors import CapriccioError
+from capriccio.formats.alimama import load_inpainting_controlnet
+from capriccio.recipes import flux, gallery, inpainting, miniature, vae
+from capriccio.training.trainer import Schedule
+from capriccio.world.tokenizers import clip_tokenizer
+
+WINGS = {"cpu": tuple(gallery.Wing(name, rows, columns, 4) for name, rows, columns in [("scenes", 1, 1), ("pairs", 1, 2)])}
+
+
+def small_vae() -> AutoencoderKL:
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=8,
+        norm_num_groups=2,
+        shift_factor=0.1,
+        scaling_factor=1.2,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def small_clip() -> CLIPTextModel:
+    words = clip_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=192,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    return CLIPTextModel(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained FLUX pipeline folder."""
+    torch.manual_seed(0)
+    size = flux.Size(heads=1, double=2, single=2, text_layers=1)
+    encoder = flux.new_text_encoder(size, len(flux.t5_tokenizer()))
+    folder = tmp_path_factory.mktemp("flux")
+    flux.pipeline(flux.new_transformer(size), encoder, small_vae(), small_clip()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    monkeypatch.setattr(gallery, "SHARD", 4)
+    for module in (flux, inpainting):
+        monkeypatch.setattr(module, "WINGS", WINGS)
+        monkeypatch.setattr(module, "SHARES", {"scenes": 0.5, "pairs": 0.5})
+    monkeypatch.setattr(flux, "BATCH", {"scenes": 2, "pairs": 2})
+    monkeypatch.setattr(inpainting.FillTask, "base", property(lambda self: base))
+
+
+def prepared(task: flux.FluxTask) -> flux.FluxTask:
+    task.__dict__.update(vae=small_vae(), clip=small_clip())
+    return task
+
+
+def one_step(task: flux.FluxTask) -> tuple[torch.nn.Module, Tensor]:
+    model = task.models()
+    loss, readings = task.loss(model, task.batch(np.random.default_rng(3)), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert all(torch.isfinite(value) for value in readings.values())
+    return model, loss
+
+
+@pytest.mark.usefixtures("small")
+def test_flux_learns_and_saves(tmp_path: Path, base: Path) -> None:
+    task = prepared(flux.FluxTask(tmp_path, start=base))
+    model, loss = one_step(task)
+    assert torch.isfinite(loss) and model.transformer.proj_out.weight.grad.abs().sum() > 0
+    task.save(model, tmp_path / "out")
+    pipe = FluxPipeline.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("a mug", height=32, width=32, num_inference_steps=1, max_sequence_length=16, output_type="np").images
+    assert picture.shape == (1, 32, 32, 3) and np.isfinite(picture).all()
+
+
+@pytest.mark.usefixtures("small")
+def test_fill_starts_as_its_base_and_saves(tmp_path: Path) -> None:
+    task = prepared(inpainting.FillTask(tmp_path))
+    model, _ = one_step(task)
+    learning = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert not any(name.startswith("text_encoder") for name in learning)
+    assert not model.transformer.x_embedder.weight[:, 32:].any()
+    task.save(model, tmp_path / "out")
+    assert FluxFillPipeline.from_pretrained(tmp_path / "out").transformer.config.in_channels == 320
+
+
+@pytest.mark.usefixtures("small")
+def test_controlnet_learns_alone_and_saves(tmp_path: Path) -> None:
+    task = prepared(inpainting.ControlNetTask(tmp_path))
+    model, _ = one_step(task)
+    assert all(value.grad is None for value in task.transformer.parameters())
+    assert model.controlnet.controlnet_x_embedder.in_features == 36
+    task.save(model, tmp_path / "out")
+    assert load_inpainting_controlnet(tmp_path / "out").controlnet_x_embedder.in_features == 36
+
+
+def test_gallery_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "SHARD", 2)
+    monkeypatch.setattr(gallery, "WINGS", WINGS)
+    autoencoder = small_vae()
+    gallery.fill_gallery(tmp_path / "one", autoencoder, "cpu")
+    gallery.fill_gallery(tmp_path / "two", autoencoder, "cpu", rank=1, processes=2)
+    gallery.fill_gallery(tmp_path / "two", autoencoder, "cpu")
+    one, two = (gallery.open_wing(tmp_path / name, WINGS["cpu"][1]) for name in ("one", "two"))
+    assert np.array_equal(one.latents, two.latents) and one.graphs == two.graphs
+    assert one.pixels(np.array([3, 0])).shape == (2, 3, 128, 256)
+
+
+def test_packing_is_diffusers_packing() -> None:
+    latents = torch.randn(2, 8, 4, 6)
+    assert torch.equal(flux.pack(latents), FluxPipeline._pack_latents(latents, 2, 8, 4, 6))
+    assert torch.equal(flux.grid_ids(2, 3), FluxPipeline._prepare_latent_image_ids(1, 2, 3, "cpu", torch.float32))
+
+
+def test_cells_follow_their_tokens() -> None:
+    labels = torch.arange(8 * 8).view(1, 8, 8)
+    assert flux.gather_cells(labels)[0, 1, :5].tolist() == [4, 5, 6, 7, 12]
+
+
+def test_vae_task_standardises(tmp_path: Path) -> None:
+    task = vae.VAETask(schedule=Schedule(minutes=1))
+    model = task.models()
+    loss, _ = task.loss(model, task.batch(np.random.default_rng(0)), torch.Generator().manual_seed(0))
+    loss.backward()
+    pictures = vae.draw_mixture(np.random.default_rng(1), 8)
+    vae.standardise(model.vae, pictures)
+    latents = gallery.encode(model.vae, pictures)
+    assert abs(float(latents.mean())) < 1e-4 and abs(float(latents.std()) - 1) < 1e-3
+
+
+def test_orders_are_checked() -> None:
+    with pytest.raises(CapriccioError, match="did you mean 'flux'"):
+        miniature.Order("fluxx")
+    with pytest.raises(CapriccioError, match="budget"):
+        miniature.Order("vae", budget="tpu")
+    order = miniature.Order("vae", minutes=2.0)
+    assert miniature._parse(order.arguments()) == order
