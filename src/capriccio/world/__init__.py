@@ -1,0 +1,30 @@
+"""The procedural world of the miniature: scene graphs, their pictures, their words and their truth.
+
+Names are loaded when first used: the graph needs only NumPy, whatever draws needs torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    **dict.fromkeys(
+        (
+            "ACCESSORIES", "BACKDROPS", "COLOURS", "KINDS", "PATTERNS", "SIZES", "STUDIO", "STYLES",
+            "Backdrop", "Identity", "Panels", "SceneGraph", "Thing",
+            "from_dict", "sample_identity", "sample_panels", "sample_scene", "size_word", "split_of", "to_dict",
+        ),
+        "graph",
+    ),
+    **dict.fromkeys(("Drawing", "draw", "draw_panels"), "draw"),
+    "draw_diet": "diet",
+}  # fmt: skip
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'capriccio.world' has no attribute {name!r}")
+    return getattr(import_module(f"capriccio.world.{_HOMES[name]}"), name)

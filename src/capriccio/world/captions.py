@@ -1,0 +1,281 @@
+"""Sentences on scene graphs: synonyms, several lengths, spatial words, and panels told in many ways.
+
+``"full"`` captions name colours, pattern, accessories and sometimes size and place; ``"brief"`` ones the kind and its
+main colour; ``"kind"`` ones nothing that tells one individual from another. Whatever a person would miss is always
+said: the backdrop, a style other than shaded, an accessory. All words are in the vocabulary, in lower case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from capriccio.world.graph import Identity, Panels, SceneGraph, Thing, size_word
+
+Detail = Literal["full", "brief", "kind"]
+
+COLOURLESS = frozenset({"pencil", "blueprint"})
+"""Styles in which no colour of a subject can be seen, so that no caption names one."""
+
+_NOUNS: Mapping[str, tuple[str, ...]] = {
+    "mug": ("mug", "mug", "mug", "cup"),
+    "house": ("house", "house", "house", "cottage"),
+    "mushroom": ("mushroom", "mushroom", "mushroom", "toadstool"),
+    "boat": ("boat", "boat", "boat", "sailboat"),
+    "gift": ("gift", "gift", "gift", "present"),
+    "cat": ("cat", "cat", "cat", "kitten"),
+    "rocket": ("rocket", "rocket", "rocket", "spaceship"),
+}
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "mug": ("a {} handle", "a {} rim"),
+    "teapot": ("a {} handle", "a {} spout", "a {} lid"),
+    "house": ("a {} roof", "a {} door"),
+    "tree": ("a {} trunk",),
+    "mushroom": ("a {} stem",),
+    "fish": ("{} fins", "a {} tail"),
+    "boat": ("a {} sail",),
+    "car": ("a {} roof", "{} wheels"),
+    "star": ("{} tips",),
+    "heart": ("a {} edge", "a {} border"),
+    "ball": ("{} bands",),
+    "gift": ("a {} ribbon",),
+    "cat": ("{} ears", "a {} tail"),
+    "bird": ("{} wings", "a {} beak"),
+    "robot": ("a {} head", "{} arms"),
+    "rocket": ("{} fins", "a {} nose"),
+}
+_COLOURS: Mapping[str, tuple[str, ...]] = {
+    "teal": ("teal", "teal", "teal", "turquoise"),
+    "purple": ("purple", "purple", "purple", "violet"),
+}
+_ADJECTIVES: Mapping[str, tuple[str, ...]] = {
+    "striped": ("striped",),
+    "dotted": ("dotted", "dotted", "spotted", "polka dot"),
+    "checkered": ("checkered", "checkered", "checked"),
+}
+_MARKS: Mapping[str, tuple[str, ...]] = {
+    "striped": ("stripes",),
+    "dotted": ("dots", "spots"),
+    "checkered": ("checks", "squares"),
+}
+_PLACES: Mapping[str, tuple[str, ...]] = {
+    "beach": ("on the beach", "on a sandy beach", "on the sand by the sea"),
+    "snow": ("in the snow", "in a snowy landscape", "on snowy ground"),
+    "meadow": ("in a meadow", "in a green meadow", "on the green grass"),
+    "desert": ("in the desert", "among desert dunes", "on a sand dune"),
+    "night": ("at night", "under the night sky", "under a starry sky"),
+    "sea": ("on the sea", "on the blue ocean", "on the water"),
+    "bricks": ("in front of a brick wall", "before a wall of bricks", "against a brick wall"),
+    "table": ("on a wooden table", "on the table", "on a table top"),
+    "sunset": ("at sunset", "against the evening sky", "in front of the sunset"),
+    "mountains": ("in the mountains", "in front of mountains", "with mountains in the background"),
+    "studio": ("on a plain white background", "on a white background", "against plain white"),
+}
+_STYLED: Mapping[str, tuple[str, ...]] = {
+    "flat": ("a flat illustration of {}", "a flat drawing of {}", "flat style: {}"),
+    "pencil": ("a pencil sketch of {}", "a pencil drawing of {}", "pencil sketch style: {}"),
+    "pixel": ("pixel art of {}", "a pixel art picture of {}", "pixel art style: {}"),
+    "watercolour": ("a watercolour painting of {}", "a watercolour of {}", "watercolour style: {}"),
+    "neon": ("a neon sign of {}", "a neon picture of {}", "neon style: {}"),
+    "blueprint": ("a blueprint of {}", "a blueprint drawing of {}", "blueprint style: {}"),
+    "mosaic": ("a mosaic of {}", "a tile mosaic of {}", "mosaic style: {}"),
+}
+_SHADED = ("{}", "{}", "{}", "a photo of {}", "a picture of {}", "an image of {}")
+_SIZED: Mapping[str, tuple[str, ...]] = {
+    "small": ("small", "little"),
+    "medium": ("medium sized",),
+    "large": ("large", "big"),
+}
+
+_DIPTYCHS = (
+    "two side-by-side images of the same {noun}: {first} on the left, {second} on the right",
+    "two side-by-side photos of one {subject}. on the left {first}, on the right {second}",
+    "a diptych of the same {subject}, {first} on the left and {second} on the right",
+    "a diptych with two images. the left shows a {subject} {first}. the right shows the same {noun} {second}",
+    "on the left, a photo of a {subject} {first}. on the right, the same {noun} {second}",
+    "on the left, a {subject} {first}. on the right, replicate the {noun} exactly but {second}",
+    "a diptych: the {subject} {first} on the left, exactly the same {noun} as an image {second} on the right",
+    "a {subject} shown twice side by side, left panel {first}, right panel {second}",
+    "two panels show this {subject}. left, a photo {first}. right, this {noun} {second}",
+    "a pair of pictures with the same {subject}, {first} and then {second}",
+    "side by side, a {subject} {first} and an exact copy of this {noun} {second}",
+    "a grid of two images of the same {subject}. left: {first}. right: {second}",
+)
+_GRIDS = (
+    "a grid of {count} images of the same {subject}: {cells}",
+    "{count} photos of one {subject} in a grid. {cells}",
+    "the same {subject} in {count} panels, {cells}",
+    "a set of {count} pictures with exactly the same {subject}: {cells}",
+)
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def caption(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> str:
+    """Say a scene in one sentence.
+
+    Args:
+        scene: What is seen.
+        rng: Chooses among synonyms and forms.
+        detail: ``"full"``, ``"brief"`` or ``"kind"``; with ``"full"``, several subjects get their sides.
+    """
+    shown = _pick(rng, _STYLED.get(scene.style, _SHADED)).format(_subjects(scene, rng, detail))
+    place = backdrop_phrase(scene.backdrop.kind, rng)
+    return f"{place}, {shown}" if rng.random() < 0.15 else f"{shown} {place}"
+
+
+def sample_caption(scene: SceneGraph, rng: np.random.Generator) -> str:
+    """Draw a caption to learn from: 70 % full, 15 % brief, 15 % by kind alone."""
+    details: tuple[Detail, ...] = ("full", "brief", "kind")
+    return caption(scene, rng, details[int(rng.choice(3, p=(0.70, 0.15, 0.15)))])
+
+
+def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "full") -> str:
+    """Say a grid of panels in one or a few sentences: the shared subject once, every panel's place.
+
+    The words are those of the templates of Diptych Prompting, Diffusion Self-Distillation and image grids; the
+    sentences are not, so that a template is as new to the model as it was to FLUX.
+    """
+    style, shown = panels.scenes[0].style, panels.scenes[0].things[0].identity
+    noun = _pick(rng, _NOUNS.get(shown.kind, (shown.kind,)))
+    told = {"subject": _identity(shown, noun, rng, _honest(detail, style)), "noun": noun}
+    wheres = [_where(scene, rng, detail) for scene in panels.scenes]
+    if (panels.rows, panels.columns) == (1, 2):
+        text = _pick(rng, _DIPTYCHS).format(**told, first=wheres[0], second=wheres[1])
+    else:
+        cells = [f"{position} {where}" for position, where in zip(_positions(panels), wheres, strict=True)]
+        text = _pick(rng, _GRIDS).format(**told, count=_NUMBERS[len(cells)], cells=", ".join(cells))
+    return _STYLED.get(style, ("{}",))[-1].format(_with_articles(text))
+
+
+def sample_panel_caption(panels: Panels, rng: np.random.Generator) -> str:
+    """Draw a caption of panels to learn from: half of them give the kind alone, so that the identity must be copied."""
+    details: tuple[Detail, ...] = ("full", "brief", "kind")
+    return panel_caption(panels, rng, details[int(rng.choice(3, p=(0.40, 0.10, 0.50)))])
+
+
+def regional_captions(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> tuple[str, ...]:
+    """Say each thing of a scene on its own, ``"a red mug with a blue handle"``, in the order of the scene."""
+    return tuple(_thing(thing, rng, detail, scene.style) for thing in scene.things)
+
+
+def backdrop_phrase(kind: str, rng: np.random.Generator | None) -> str:
+    """Return where a backdrop puts its subject, ``"in the snow"``; the commonest phrase if ``rng`` is ``None``."""
+    phrases = _PLACES[kind]
+    return phrases[0] if rng is None else _pick(rng, (phrases[0], *phrases))
+
+
+def _subjects(scene: SceneGraph, rng: np.random.Generator, detail: Detail) -> str:
+    if len(scene.things) == 1:
+        phrase = _thing(scene.things[0], rng, detail, scene.style, alone=True)
+        side = _side(scene.things[0].x)
+        return f"{phrase} on the {side}" if side and detail == "full" and rng.random() < 0.3 else phrase
+    if len(scene.things) == 2:
+        left, right = sorted(scene.things, key=lambda thing: thing.x)
+        return _pair(_thing(left, rng, detail, scene.style), _thing(right, rng, detail, scene.style), rng, detail)
+    return _listing([_thing(thing, rng, detail, scene.style) for thing in scene.things], scene.things)
+
+
+def _pair(left: str, right: str, rng: np.random.Generator, detail: Detail) -> str:
+    forms = (
+        f"{left} on the left and {right} on the right",
+        f"{left} on the left, {right} on the right",
+        f"{left} to the left of {right}",
+        f"{right} to the right of {left}",
+        f"{left} next to {right}",
+        f"{right} beside {left}",
+    )
+    return _pick(rng, forms[:4] if detail == "full" else forms)
+
+
+def _listing(phrases: Sequence[str], things: Sequence[Thing]) -> str:
+    """Three things from left to right, four by corner; the first ones of a scene stand farther up."""
+    if len(things) == 3:
+        order = np.argsort([thing.x for thing in things])
+        first, second, third = (phrases[index] for index in order)
+        return f"{first} on the left, {second} in the middle and {third} on the right"
+    rows = ("top", "top", "bottom", "bottom")
+    placed = [
+        f"{phrase} at the {row} {'left' if thing.x < 0.5 else 'right'}"
+        for phrase, row, thing in zip(phrases, rows, things, strict=True)
+    ]
+    return ", ".join(placed[:-1]) + f" and {placed[-1]}"
+
+
+def _thing(thing: Thing, rng: np.random.Generator, detail: Detail, style: str, alone: bool = False) -> str:
+    """A noun phrase with its article."""
+    noun = _pick(rng, _NOUNS.get(thing.identity.kind, (thing.identity.kind,)))
+    phrase = _identity(thing.identity, noun, rng, _honest(detail, style))
+    if alone and detail == "full" and rng.random() < 0.25:
+        phrase = f"{_pick(rng, _SIZED[size_word(thing.size)])} {phrase}"
+    article = "the" if detail == "kind" and rng.random() < 0.5 else _article(phrase)
+    return f"{article} {phrase}{_worn(thing, rng, detail, style)}"
+
+
+def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: Detail | Literal["pattern"]) -> str:
+    """An individual in words, without article: nothing but the noun, or its colours and pattern too."""
+    main, accent = _pick(rng, _COLOURS.get(identity.main, (identity.main,))), identity.accent
+    accent = _pick(rng, _COLOURS.get(accent, (accent,)))
+    adjective = _pick(rng, _ADJECTIVES.get(identity.pattern, ("",)))
+    if detail == "kind":
+        return noun
+    if detail == "brief":
+        return f"{main} {noun}"
+    if detail == "pattern":
+        return f"{adjective} {noun}".strip()
+    if not adjective:
+        part = _pick(rng, _PARTS[identity.kind]).format(accent)
+        return _pick(rng, (f"{main} and {accent} {noun}", *[f"{main} {noun} with {_with_articles(part)}"] * 2))
+    marks = f"{main} {noun} with {accent} {_pick(rng, _MARKS[identity.pattern])}"
+    return _pick(rng, (marks, f"{main} and {accent} {adjective} {noun}", f"{adjective} {noun} in {main} and {accent}"))
+
+
+def _worn(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) -> str:
+    """``" wearing a red hat"``, or nothing."""
+    if thing.accessory is None:
+        return ""
+    colour = _pick(rng, _COLOURS.get(thing.accessory_colour or "", (thing.accessory_colour or "",)))
+    named = style not in COLOURLESS and (detail == "full" or rng.random() < 0.5)
+    phrase = f"{colour} {thing.accessory}" if named else thing.accessory
+    return " wearing " + (phrase if thing.accessory == "sunglasses" else f"{_article(phrase)} {phrase}")
+
+
+def _where(scene: SceneGraph, rng: np.random.Generator, detail: Detail) -> str:
+    """What is particular to one panel: what the subject wears, and the place."""
+    worn = _worn(scene.things[0], rng, detail, scene.style)
+    return f"{worn} {backdrop_phrase(scene.backdrop.kind, rng)}".strip()
+
+
+def _positions(panels: Panels) -> list[str]:
+    rows, columns = _ranks(panels.rows, "top", "bottom"), _ranks(panels.columns, "left", "right")
+    return [f"{row} {column}".strip() for row in rows for column in columns]
+
+
+def _ranks(count: int, first: str, last: str) -> list[str]:
+    return [""] if count == 1 else [first, *["middle"] * (count - 2), last]
+
+
+def _honest(detail: Detail, style: str) -> Detail | Literal["pattern"]:
+    """What may be said of a subject in a style: no colours where there are none."""
+    if style not in COLOURLESS:
+        return detail
+    return "pattern" if detail == "full" else "kind"
+
+
+def _side(x: float) -> str:
+    return "left" if x < 0.38 else "right" if x > 0.62 else ""
+
+
+def _article(phrase: str) -> str:
+    return "an" if phrase[0] in "aeio" else "a"
+
+
+def _with_articles(text: str) -> str:
+    """Turn every ``a orange`` into ``an orange``."""
+    return re.sub(r"\ba (?=[aeio])", "an ", text)
+
+
+def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,166 @@
+"""Drawing scene graphs: batched signed distance functions with soft light, in plain torch.
+
+Things of one kind are drawn together, whatever scene they belong to, each in a window round itself; then every window
+is laid onto its scene from the farthest to the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from capriccio.errors import CapriccioError
+from capriccio.world import backdrops, styles
+from capriccio.world.graph import COLOURS, KINDS, STUDIO, Panels, SceneGraph
+from capriccio.world.windows import ACCESSORY_PART, Windows, draw_kind
+
+NUM_PARTS = ACCESSORY_PART + 1
+"""Classes of the part map: background, body and accent of each kind, accessory."""
+NUM_INKS = 1 + len(COLOURS)
+"""Classes of the ink map: background and each colour."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Pictures and their truth."""
+
+    pixels: Tensor
+    """(B, 3, H, W) float in [-1, 1]."""
+    subjects: Tensor
+    """(B, N, H, W) bool: the visible pixels of each thing, accessory included, in paint order."""
+    parts: Tensor
+    """(B, H, W) int64: 0 background, 1 + 2k body and 2 + 2k accent part of kind k, last the accessory."""
+    inks: Tensor
+    """(B, H, W) int64: 0 background, else 1 + index of the colour painted there, pattern included."""
+    depth: Tensor
+    """(B, H, W) float in [0, 1]: nearness, 0 is infinitely far."""
+
+
+@torch.no_grad()
+def draw(scenes: Sequence[SceneGraph], size: int = 128, device: torch.device | str = "cpu") -> Drawing:
+    """Draw scenes with all their truth.
+
+    Args:
+        scenes: One or more scene graphs.
+        size: Side of the pictures in pixels.
+        device: Where to draw.
+
+    Raises:
+        CapriccioError: If there is nothing to draw or the size is not positive.
+    """
+    if not scenes or size < 8:
+        raise CapriccioError(f"Received {len(scenes)} scenes at {size} px: give at least one scene and 8 px or more.")
+    ground = backdrops.paint([scene.backdrop for scene in scenes], size, device)
+    sheets = _Sheets.blank(scenes, ground)
+    pieces = dict(_windows(scenes, size, device))
+    for row, scene in enumerate(scenes):
+        for index in range(len(scene.things)):
+            sheets.lay(row, index, len(scene.things), *pieces[row, index])
+    pixels = _styled(scenes, sheets).mul_(2).sub_(1)
+    return Drawing(pixels, sheets.subjects, sheets.parts.long(), sheets.inks.long(), sheets.depth)
+
+
+def draw_panels(panels: Panels | Sequence[Panels], size: int = 128, device: torch.device | str = "cpu") -> Drawing:
+    """Draw panels as one wide picture each, ``columns * size`` by ``rows * size``.
+
+    Args:
+        panels: One grid or several of the same form.
+        size: Side of a panel in pixels.
+        device: Where to draw.
+
+    Raises:
+        CapriccioError: If the grids differ in form.
+    """
+    grids = [panels] if isinstance(panels, Panels) else list(panels)
+    forms = {(grid.rows, grid.columns) for grid in grids}
+    if len(forms) != 1:
+        raise CapriccioError(f"Received panels of {len(forms)} forms: draw grids of one form at a time.")
+    rows, columns = forms.pop()
+    drawing = draw([scene for grid in grids for scene in grid.scenes], size, device)
+    return Drawing(*(_tile(getattr(drawing, field.name), rows, columns) for field in fields(Drawing)))
+
+
+def _tile(cells: Tensor, rows: int, columns: int) -> Tensor:
+    """(B * rows * columns, ..., H, W) -> (B, ..., rows * H, columns * W)."""
+    *middle, height, width = cells.shape[1:]
+    split = cells.reshape(-1, rows, columns, *middle, height, width)
+    rank = len(middle)
+    order = (0, *range(3, 3 + rank), 1, 3 + rank, 2, 4 + rank)
+    return split.permute(order).reshape(-1, *middle, rows * height, columns * width)
+
+
+@dataclass
+class _Sheets:
+    """Pictures under way."""
+
+    lit: Tensor
+    flat: Tensor
+    cover: Tensor
+    subjects: Tensor
+    parts: Tensor
+    inks: Tensor
+    depth: Tensor
+
+    @classmethod
+    def blank(cls, scenes: Sequence[SceneGraph], ground: Tensor) -> _Sheets:
+        count, _, height, width = ground.shape
+        things = max(len(scene.things) for scene in scenes)
+        near = backdrops.nearness([scene.backdrop for scene in scenes], height, ground.device)
+        empty = ground.new_zeros(count, height, width)
+        return cls(
+            lit=ground,
+            flat=ground.clone(),
+            cover=ground.new_zeros(count, 1, height, width),
+            subjects=ground.new_zeros(count, things, height, width, dtype=torch.bool),
+            parts=empty,
+            inks=empty.clone(),
+            depth=near.expand(count, height, width).clone(),
+        )
+
+    def lay(self, row: int, index: int, things: int, one: Windows, at: int) -> None:
+        """Lay one window onto its scene, in front of what is there."""
+        height, width = one.cover.shape[2:]
+        window = (slice(one.top[at], one.top[at] + height), slice(one.left[at], one.left[at] + width))
+        every = (row, slice(None), *window)
+        self.lit[every].mul_(one.shade[at]).lerp_(one.colour[at], one.cover[at])
+        self.flat[every].lerp_(one.flat[at], one.cover[at])
+        covered = self.cover[every]
+        torch.maximum(covered, one.cover[at], out=covered)
+        solid = one.cover[at, 0] > 0.5
+        self.subjects[every] &= ~solid
+        self.subjects[(row, index, *window)] = solid
+        near = 0.55 + 0.4 * (index + 1) / things + 0.05 * one.relief[at]
+        mask = solid.to(near)
+        for sheet, value in ((self.parts, one.parts[at]), (self.inks, one.inks[at]), (self.depth, near)):
+            sheet[(row, *window)].lerp_(value, mask)
+
+
+def _styled(scenes: Sequence[SceneGraph], sheets: _Sheets) -> Tensor:
+    picture = sheets.lit
+    for style in dict.fromkeys(scene.style for scene in scenes):
+        if style != "shaded":
+            rows = [row for row, scene in enumerate(scenes) if scene.style == style]
+            layers = styles.Layers(sheets.lit[rows], sheets.flat[rows], sheets.cover[rows])
+            picture[rows] = styles.render(style, layers)
+    return picture.clamp_(0, 1)
+
+
+def _windows(
+    scenes: Sequence[SceneGraph], size: int, device: torch.device | str
+) -> Iterator[tuple[tuple[int, int], tuple[Windows, int]]]:
+    """Draw every thing, kind by kind; yields ((scene, thing), (windows, place in them))."""
+    for kind in KINDS:
+        members = [
+            (row, index)
+            for row, scene in enumerate(scenes)
+            for index, thing in enumerate(scene.things)
+            if thing.identity.kind == kind
+        ]
+        if members:
+            things = [scenes[row].things[index] for row, index in members]
+            grounded = [scenes[row].backdrop.kind != STUDIO for row, _ in members]
+            drawn = draw_kind(kind, things, grounded, size, device)
+            yield from ((member, (drawn, at)) for at, member in enumerate(members))

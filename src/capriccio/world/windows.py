@@ -1,0 +1,230 @@
+"""Things of one kind, drawn together, each in a window round itself: form, paint, light and shadow.
+
+The light needs no geometry but the distances: where a part curves, near its edge, its surface leans along the gradient
+of its distance, so soft light, a glint and a soft shadow follow from what the outline already says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from capriccio.world.graph import FEET, KINDS, Thing
+from capriccio.world.inks import NAMES, cover, palette, pattern
+from capriccio.world.kinds import Figure, Part, Role, build, worn
+
+ACCESSORY_PART = 1 + 2 * len(KINDS)
+
+_LIGHT = (-0.46, -0.64)  # towards the light, on the picture plane
+_GLINT = (-0.34, -0.48)  # the lean at which a surface mirrors the light
+_HALO = 7.0  # pixels of soft darkness round a thing
+_ABOVE, _BESIDE, _BELOW = 0.40, 0.14, 0.16  # margins of a window in half sides: accessories and shadows
+
+
+@dataclass(frozen=True)
+class Windows:
+    """``n`` things of one kind in windows of ``h`` by ``w`` pixels."""
+
+    left: list[int]
+    top: list[int]
+    colour: Tensor
+    """(n, 3, h, w) lit, in [0, 1]."""
+    flat: Tensor
+    """(n, 3, h, w) unlit, in [0, 1]."""
+    cover: Tensor
+    """(n, 1, h, w) in [0, 1]."""
+    shade: Tensor
+    """(n, 1, h, w) in [0, 1]: what the things leave of the light behind them."""
+    parts: Tensor
+    """(n, h, w) float: classes of the part map, meant only where the cover is more than half."""
+    inks: Tensor
+    """(n, h, w) float: 1 + index of the colour, likewise."""
+    relief: Tensor
+    """(n, h, w) in [0, 1]: how far the surface bulges towards the viewer."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where the windows are, and the coordinates of their pixels in the frame of each object."""
+
+    left: list[int]
+    top: list[int]
+    x: Tensor
+    y: Tensor
+    half: Tensor
+    """(n, 1, 1) half of the longer side in pixels."""
+    sign: Tensor
+    """(n, 1, 1): -1 where the object is flipped."""
+
+
+class _Paint:
+    """A picture of the things that grows part by part, from back to front."""
+
+    def __init__(self, frame: _Frame, print_: Tensor) -> None:
+        self.frame, self.print = frame, print_
+        self.nearest = torch.full_like(print_, 1e3)
+        self.lean_x, self.lean_y = torch.zeros_like(print_), torch.zeros_like(print_)
+        self.shares: dict[Role, Tensor] = {}
+
+    def over(self, part: Part) -> None:
+        """Paint one part over the earlier ones."""
+        pixels = part.distance * self.frame.half
+        covered = cover(pixels)
+        torch.minimum(self.nearest, pixels, out=self.nearest)
+        if not isinstance(part.relief, float) or part.relief > 0:
+            curve = (pixels / (part.relief * self.frame.half)).add_(1).clamp_(0, 1).mul_(0.5)
+            along_x, along_y = _differences(pixels)
+            self.lean_x.lerp_(along_x.mul_(curve), covered)
+            self.lean_y.lerp_(along_y.mul_(curve), covered)
+        if part.role is not Role.MAIN and part.role not in self.shares:
+            self.shares[part.role] = torch.zeros_like(covered)
+        for role, share in self.shares.items():
+            share.lerp_(share.new_ones(()) if role is part.role else share.new_zeros(()), covered)
+
+    def main(self) -> Tensor:
+        """Share of the patterned parts, (n, h, w)."""
+        return 1 - torch.stack([*self.shares.values()]).sum(0)
+
+    def flat(self, colours: Tensor) -> Tensor:
+        """Colours without light, (n, 3, h, w), for ``colours`` (n, roles, 3)."""
+        paint = colours[:, :, :, None, None]
+        picture = torch.lerp(paint[:, Role.MAIN], paint[:, Role.ACCENT], self.print[:, None])
+        for role, share in self.shares.items():
+            picture = torch.lerp(picture, paint[:, role], share[:, None])
+        return picture
+
+    def cover(self) -> Tensor:
+        """Coverage (n, h, w) in [0, 1] of the things."""
+        return cover(self.nearest)
+
+    def parts(self, kind: int) -> Tensor:
+        """Classes of the part map inside the things, (n, h, w) float."""
+        classes = torch.full_like(self.print, 1.0 + 2 * kind)
+        for role, name in ((Role.ACCENT, 2.0 + 2 * kind), (Role.WORN, float(ACCESSORY_PART))):
+            if role in self.shares:
+                classes.lerp_(classes.new_tensor(name), (self.shares[role] > 0.5).to(classes))
+        return classes
+
+    def inks(self, names: Tensor) -> Tensor:
+        """Colour numbers of the strongest paint, (n, h, w) float, for the numbers ``names`` (n, roles)."""
+        shares = {Role.MAIN: self.main(), **self.shares}
+        columns = names[:, :, None, None]
+        result = torch.lerp(columns[:, Role.MAIN], columns[:, Role.ACCENT], (self.print > 0.5).to(names))
+        best = shares.pop(Role.MAIN)
+        for role, share in shares.items():
+            result.lerp_(columns[:, role].expand_as(result), (share > best).to(names))
+            best = torch.maximum(best, share)
+        return result
+
+    def lit(self, flat: Tensor) -> Tensor:
+        """Soft light from the upper left, a bounce from below, a glint; (n, 3, h, w)."""
+        facing = self.lean_x * _LIGHT[0] + self.lean_y * _LIGHT[1]
+        light = 1.0 + 0.42 * facing - 0.07 * self.frame.y
+        bounce = (-facing - 0.62).clamp_min_(0)
+        spread = (self.lean_x - _GLINT[0]).square_().add_((self.lean_y - _GLINT[1]).square_())
+        glint = (1 - spread * 7.0).clamp_(0, 1).square_().mul_(0.42)
+        # A little of every colour is white, so that black things show their form too.
+        picture = (flat * light[:, None]).add_((facing + bounce).mul_(0.05)[:, None])
+        return picture.lerp_(picture.new_ones(()), glint[:, None]).clamp_(0, 1)
+
+    def relief(self) -> Tensor:
+        """Height of the surface in [0, 1], (n, h, w): 1 where it faces the viewer."""
+        return (1 - self.lean_x.square() - self.lean_y.square()).clamp_(0, 1).sqrt_()
+
+    def shade(self, foot: float, grounded: Tensor) -> Tensor:
+        """What is left of the light behind the things: a contact shadow and a soft halo, (n, h, w)."""
+        halo = (1 - self.nearest / _HALO).clamp_(0, 1).square_().mul_(0.26)
+        along = (self.frame.x * self.frame.sign - 0.06) / 0.82
+        across = (self.frame.y - foot - 0.01) / 0.15
+        contact = (1 - along.square() - across.square()).clamp_(0, 1).mul_(0.52)
+        return 1 - torch.maximum(halo, contact) * grounded
+
+
+def draw_kind(
+    kind: str, things: Sequence[Thing], grounded: Sequence[bool], size: int, device: torch.device | str
+) -> Windows:
+    """Draw things of one kind.
+
+    Args:
+        kind: Their kind.
+        things: The n things.
+        grounded: Whether each throws a shadow on what is behind it.
+        size: Side of the picture in pixels.
+        device: Where to draw.
+    """
+    frame = _frame(things, size, device)
+    figure = build(kind, frame.x, frame.y, _column([thing.identity.shape for thing in things], device))
+    print_ = pattern(frame.x * frame.half, frame.y * frame.half, [one.identity for one in things], 2 * frame.half)
+    paint = _Paint(frame, print_)
+    for part in (*figure.parts, *_accessories(figure, things)):
+        paint.over(part)
+    names = [_ink_names(thing) for thing in things]
+    flat = paint.flat(palette(device)[torch.tensor(names, device=device)])
+    shade = paint.shade(FEET[kind], _column(grounded, device)[:, None, None])
+    return Windows(
+        frame.left,
+        frame.top,
+        paint.lit(flat),
+        flat,
+        paint.cover()[:, None],
+        shade[:, None],
+        paint.parts(KINDS.index(kind)),
+        paint.inks(_column(names, device) + 1),
+        paint.relief(),
+    )
+
+
+def _ink_names(thing: Thing) -> list[int]:
+    """Colour indices by role; details are black, or white on black things."""
+    one = thing.identity
+    detail = "white" if one.main == "black" else "black"
+    return [NAMES.index(name) for name in (one.main, one.accent, detail, "white", thing.accessory_colour or "black")]
+
+
+def _accessories(figure: Figure, things: Sequence[Thing]) -> Iterator[Part]:
+    for name in dict.fromkeys(thing.accessory for thing in things if thing.accessory):
+        rows = torch.tensor(
+            [row for row, thing in enumerate(things) if thing.accessory == name], device=figure.x.device
+        )
+        distance = torch.full_like(figure.x, 1e2)
+        distance[rows] = worn(figure, name, rows)
+        yield Part(distance, Role.WORN, 0.16)
+
+
+def _differences(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences across two pixels along both axes; zero on the border, where things never are."""
+    along_x, along_y = torch.zeros_like(pixels), torch.zeros_like(pixels)
+    torch.sub(pixels[:, :, 2:], pixels[:, :, :-2], out=along_x[:, :, 1:-1])
+    torch.sub(pixels[:, 2:], pixels[:, :-2], out=along_y[:, 1:-1])
+    return along_x, along_y
+
+
+def _frame(things: Sequence[Thing], size: int, device: torch.device | str) -> _Frame:
+    halves = [thing.size * size / 2 for thing in things]
+    wide = min(size, ceil(max(halves) * 2 * (1 + _BESIDE)))
+    tall = min(size, ceil(max(halves) * (2 + _ABOVE + _BELOW)))
+    left = [_start(one.x * size - wide / 2, wide, size) for one in things]
+    top = [_start(one.y * size - half * (1 + _ABOVE), tall, size) for one, half in zip(things, halves, strict=True)]
+    half, sign = (
+        _column(values, device)[:, None, None] for values in (halves, [1 - 2 * one.flipped for one in things])
+    )
+    corners = _column(
+        [[one.x * size - x, one.y * size - y] for one, x, y in zip(things, left, top, strict=True)], device
+    )
+    centre_x, centre_y = corners[:, 0, None, None], corners[:, 1, None, None]
+    x = (torch.arange(wide, device=device)[None, None, :] + 0.5 - centre_x) / half * sign
+    y = (torch.arange(tall, device=device)[None, :, None] + 0.5 - centre_y) / half
+    shape = (len(things), tall, wide)
+    return _Frame(left, top, x.expand(shape).contiguous(), y.expand(shape).contiguous(), half, sign)
+
+
+def _start(wanted: float, length: int, size: int) -> int:
+    return max(0, min(size - length, round(wanted)))
+
+
+def _column(values: object, device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
