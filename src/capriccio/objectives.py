@@ -42,6 +42,12 @@ def gradient_l1(image: Tensor, target: Tensor) -> Tensor:
     return across + down
 
 
+def pyramid_l1(image: Tensor, target: Tensor, scales: tuple[int, ...] = (1, 4, 8)) -> Tensor:
+    """Mean absolute difference of two pictures (B, C, H, W), summed over pooled scales (factors that divide H and W)."""
+    difference = image - target
+    return sum((F.avg_pool2d(difference, scale).abs().mean() for scale in scales), start=difference.new_zeros(()))
+
+
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL of N(mean, exp(log_variance)) from N(0, 1), averaged over numbers (Kingma and Welling 2013, Appendix B)."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()

@@ -70,9 +70,11 @@ def truth(scenes: Sequence[SceneGraph]) -> Batch:
 
 
 def maps(drawing: Drawing) -> Tensor:
-    """Subject mask and colour of every pixel as channels, (B, 1 + colours, H, W) in [0, 1]."""
-    inks = F.one_hot(drawing.inks, 1 + len(COLOURS))[..., 1:]
-    return torch.cat([drawing.subjects.any(1)[:, None], inks.permute(0, 3, 1, 2)], dim=1).float()
+    """Subject mask and share of every colour in each cell as channels, (B, 1 + colours, 32, 32) in [0, 1]."""
+    step = SIZE // MAP // 2  # two samples a side are enough, and cheap
+    inks = F.one_hot(drawing.inks[:, ::step, ::step], 1 + len(COLOURS))[..., 1:].permute(0, 3, 1, 2)
+    subject = drawing.subjects.any(1)[:, None, ::step, ::step]
+    return F.avg_pool2d(torch.cat([subject, inks], dim=1).float(), 2)
 
 
 def boxes(masks: Tensor) -> Tensor:
@@ -86,23 +88,28 @@ def boxes(masks: Tensor) -> Tensor:
     return torch.stack([sides[0][0], sides[1][0], sides[0][1], sides[1][1]], dim=1)
 
 
-def zoom(pictures: Tensor, centres: Tensor, rng: np.random.Generator, share: float = 0.4) -> Tensor:
-    """Enlarge or shrink a share of the pictures by up to 1.4 and move their subjects; borders are continued.
+def centres(scenes: Sequence[SceneGraph]) -> Tensor:
+    """Where the first things are, (B, 2), x and y in [-1, 1]."""
+    return torch.tensor([[2 * scene.things[0].x - 1, 2 * scene.things[0].y - 1] for scene in scenes])
+
+
+def zooms(places: Tensor, rng: np.random.Generator) -> Tensor:
+    """Affine maps (B, 2, 3) that enlarge or shrink pictures by up to 1.4 and move their subjects near the middle.
 
     Args:
-        pictures: (B, C, H, W).
-        centres: Where the subjects are, (B, 2), x and y in [-1, 1].
+        places: Where the subjects are, (B, 2), x and y in [-1, 1].
         rng: Chooses.
-        share: How many are changed.
     """
-    count = len(pictures)
-    changed = torch.from_numpy(rng.random(count) < share)
-    scale = torch.from_numpy(np.exp(rng.uniform(np.log(1 / 1.4), np.log(1.3), count))).float().where(changed, 1.0)
-    target = torch.from_numpy(rng.uniform(-0.3, 0.3, (count, 2))).float().where(changed[:, None], centres)
-    shift = centres - scale[:, None] * target
-    grid = torch.eye(2).expand(count, 2, 2) * scale[:, None, None]
-    affine = F.affine_grid(torch.cat([grid, shift[:, :, None]], 2), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, affine, padding_mode="border", align_corners=False)
+    count = len(places)
+    scale = torch.from_numpy(np.exp(rng.uniform(np.log(1 / 1.4), np.log(1.3), count))).float()[:, None]
+    shift = places - scale * torch.from_numpy(rng.uniform(-0.3, 0.3, (count, 2))).float()
+    return torch.cat([torch.eye(2) * scale[:, :, None], shift[:, :, None]], dim=2)
+
+
+def look(pictures: Tensor, affine: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) through affine maps (B, 2, 3); what lies beyond a border is the border's."""
+    grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
 def soften(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -152,15 +159,16 @@ class ReaderTask:
         families = [draw_family(rng) for _ in range(8 if self.budget == "cpu" else 64)]
         scenes = [scene for family in families for scene in family]
         drawing = draw(scenes)
-        centres = torch.tensor([[2 * scene.things[0].x - 1, 2 * scene.things[0].y - 1] for scene in scenes])
-        moved = zoom(torch.cat([drawing.pixels, maps(drawing)], 1), centres, rng)
-        cells = F.avg_pool2d(moved[:, 3:], SIZE // MAP)
+        pixels, cells = drawing.pixels, maps(drawing)
+        chosen = torch.from_numpy(np.flatnonzero(rng.random(len(scenes)) < 0.4))
+        affine = zooms(centres(scenes)[chosen], rng)
+        pixels[chosen], cells[chosen] = look(pixels[chosen], affine), look(cells[chosen], affine)
         colourless = torch.tensor([scene.style in COLOURLESS for scene in scenes])
         return {
-            "pixels": soften(moved[:, :3], rng).contiguous(memory_format=torch.channels_last),
+            "pixels": soften(pixels, rng).contiguous(memory_format=torch.channels_last),
             "mask": cells[:, 0],
             "inks": cells[:, 1:] * ~colourless[:, None, None, None],
-            "box": boxes(moved[:, 3]),
+            "box": boxes(cells[:, 0]),
             "member": torch.arange(2 * len(families)).repeat_interleave(2),
             **truth(scenes),
         }

@@ -8,6 +8,7 @@ smooth and therefore easy to paint.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,15 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from capriccio.objectives import gaussian_kl, gradient_l1
+from capriccio.objectives import gaussian_kl, gradient_l1, pyramid_l1
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.diet import draw_diet
 from capriccio.world.draw import draw
 from capriccio.world.graph import sample_scene
 
-CHANNELS = {"cpu": (16, 32, 64, 128), "gpu": (32, 64, 128, 192)}
+CHANNELS = {"cpu": (16, 24, 32, 64), "gpu": (32, 64, 128, 192)}
+POOL = {"cpu": 1_024, "gpu": 16_384}  # pictures drawn beforehand by every process
 LATENT_CHANNELS = 8
 
 
@@ -58,7 +60,8 @@ class Autoencoding(nn.Module):
         if half:
             latents, pixels = F.avg_pool2d(latents, 2), F.avg_pool2d(pixels, 2)
         painted = self.vae.decode(latents).sample.float()
-        reconstruction = (painted - pixels).abs().mean() + 0.5 * gradient_l1(painted, pixels)
+        # the coarse scales make colours come early; alone, fine L1 can settle in two colour axes for long
+        reconstruction = pyramid_l1(painted, pixels) + 0.5 * gradient_l1(painted, pixels)
         return reconstruction, gaussian_kl(posterior.mean.float(), posterior.logvar.float())
 
 
@@ -92,12 +95,18 @@ def standardise(vae: AutoencoderKL, pictures: Tensor) -> None:
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
 
 
+def is_inner_kernel(name: str, value: Tensor) -> bool:
+    """Kernels and matrices between the first and the last convolution of encoder and decoder are Muon's."""
+    return min(value.shape[:2]) >= 16 and "conv_in" not in name and "conv_out" not in name
+
+
 @dataclass
 class VAETask:
     """Train the autoencoder. On a CPU 64-pixel crops are enough; a GPU takes whole pictures."""
 
     budget: str = "cpu"
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, decay=0.5))
+    rank: int = 0
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, warmup=60, decay=0.5))
     name: str = "vae"
 
     def models(self) -> nn.Module:
@@ -105,13 +114,19 @@ class VAETask:
         return Autoencoding(self.budget)
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        return muon_and_adamw(model, lambda name, value: False, adamw_lr=2e-3)
+        return muon_and_adamw(model, is_inner_kernel, muon_lr=3e-3, adamw_lr=2e-3)
+
+    @cached_property
+    def pool(self) -> Tensor:
+        """Pictures to take crops from, as bytes (N, 3, 128, 128)."""
+        rng = np.random.default_rng([self.schedule.seed, self.rank])
+        chunks = [draw_mixture(rng, 64) for _ in range(POOL[self.budget] // 64)]
+        return torch.cat([((chunk + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for chunk in chunks])
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        if self.budget == "gpu":
-            return {"pixels": draw_mixture(rng, 64)}
-        pictures = draw_mixture(rng, 2).repeat(2, 1, 1, 1)  # two crops of each: drawing costs, too
-        return {"pixels": random_crops(pictures, rng, 64)}
+        count, size = (64, 128) if self.budget == "gpu" else (4, 64)
+        rows = torch.from_numpy(rng.integers(0, len(self.pool), count))
+        return {"pixels": random_crops(self.pool[rows].float() / 127.5 - 1, rng, size)}
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixels"]
