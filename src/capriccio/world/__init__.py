@@ -1,6 +1,7 @@
 """The procedural world of the miniature: scene graphs, their pictures, their words and their truth.
 
 Names are loaded when first used: the graph needs only NumPy, whatever draws needs torch.
+``capriccio.world.draw`` is the module; the function of that name is in it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _HOMES = {
         ),
         "graph",
     ),
-    **dict.fromkeys(("Drawing", "draw", "draw_panels"), "draw"),
+    **dict.fromkeys(("Drawing", "draw_panels"), "draw"),
     "draw_diet": "diet",
 }  # fmt: skip
 

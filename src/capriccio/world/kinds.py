@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+import torch
 from torch import Tensor
 
 from capriccio.world.shapes import (
+    Corners,
     Number,
     box,
     capsule,
@@ -169,7 +171,7 @@ def _boat(f: Figure) -> None:
     f.add(Role.DETAIL, box(x, y, mast, -0.2, 0.065, 0.72, 0.05), 0.1)
     boom, jib = deck - 0.12, f.between(5, 0.34, 0.6)
     # Tops of sails and ears are cut a little: past a sharp corner these distances grow too slowly for the halo.
-    sail = [(0.04, -0.96), (0.10, -0.96), (reach, boom), (0.04, boom)]
+    sail: Corners = [(0.04, -0.96), (0.10, -0.96), (reach, boom), (0.04, boom)]
     f.add(Role.ACCENT, convex(x - mast, y, sail, 0.08), 0.25)
     sail = [(-0.12, -0.7), (-0.06, -0.7), (-0.06, boom), (-0.06 - jib, boom)]
     f.add(Role.LIGHT, convex(x - mast, y, sail, 0.08), 0.25)
@@ -181,10 +183,10 @@ def _car(f: Figure) -> None:
     x, y = f.x, f.y
     wheel, roof, long = f.between(0, 0.21, 0.29), f.between(1, 0.40, 0.60), f.between(2, 0.28, 0.46)
     at, belt, axle = f.between(3, -0.12, 0.16), -0.06, f.between(4, 0.46, 0.58)
-    cabin = [(-long, -roof), (long, -roof), (long + 0.24, 0.1), (-long - 0.24, 0.1)]
+    cabin: Corners = [(-long, -roof), (long, -roof), (long + 0.24, 0.1), (-long - 0.24, 0.1)]
     f.add(Role.ACCENT, convex(x - at, y, cabin, 0.14), 0.25)
     pane = -roof + 0.13
-    corners = [(0.07, pane), (long - 0.02, pane), (long + 0.11, belt - 0.02), (0.07, belt - 0.02)]
+    corners: Corners = [(0.07, pane), (long - 0.02, pane), (long + 0.11, belt - 0.02), (0.07, belt - 0.02)]
     f.add(Role.LIGHT, convex((x - at).abs(), y, corners, 0.05), 0.1)
     f.add(Role.MAIN, box(x, y, 0.0, (belt + 0.48) / 2, 0.95, (0.48 - belt) / 2, f.between(5, 0.12, 0.26)), 0.3)
     tyre = circle(x.abs(), y, axle, 0.64 - wheel, wheel)
@@ -216,12 +218,12 @@ def _heart(f: Figure) -> None:
 
 
 def _ball(f: Figure) -> None:
-    body = circle(f.x, f.y, 0.0, 0.0, 0.92)
+    body = ellipse(f.x, f.y, 0.0, 0.0, f.between(5, 0.84, 0.96), 0.92)
     f.add(Role.MAIN, body, 0.9)
     u, v = turn(f.x, f.y, f.between(0, -0.8, 0.8))
-    # The seam of the caps bends, some balls inwards and some outwards.
-    seam = f.between(1, 0.50, 0.70) + f.between(2, -0.25, 0.25) * u * u
-    f.add(Role.ACCENT, join_inside(body, seam - v.abs(), 0.05), 0.9)
+    # The seam of the two caps bends in or out and waves; one cap may be larger than the other.
+    seam = f.between(1, 0.50, 0.68) + f.between(2, -0.25, 0.25) * u * u + f.between(4, 0.0, 0.07) * torch.cos(8 * u)
+    f.add(Role.ACCENT, join_inside(body, seam - (v + f.between(3, -0.14, 0.14)).abs(), 0.05), 0.9)
     f.head, f.eyes, f.neck = (0.0, -0.82, 0.46), (0.0, -0.2, 0.5), (0.0, 0.36, 0.82)
 
 
@@ -246,7 +248,7 @@ def _cat(f: Figure) -> None:
     f.add(Role.ACCENT, tail, 0.12)
     ear = f.between(4, 0.84, 0.98)
     mirrored = x.abs()
-    corners = [(0.06, -0.5), (face * 0.74, -ear), (face * 0.86, -ear), (face * 0.98, -0.3)]
+    corners: Corners = [(0.06, -0.5), (face * 0.74, -ear), (face * 0.86, -ear), (face * 0.98, -0.3)]
     f.add(Role.ACCENT, convex(mirrored, y, corners, 0.08), 0.2)
     f.add(Role.MAIN, ellipse(x, y, 0.0, 0.48, body, 0.49), 0.42)
     f.add(Role.ACCENT, ellipse(mirrored, y, 0.22, 0.87, 0.18, 0.11), 0.11)
@@ -263,7 +265,12 @@ def _bird(f: Figure) -> None:
     f.add(Role.ACCENT, capsule((x - 0.02).abs(), y, 0.13, cy + 0.2, 0.16, 0.79, 0.07), 0.08)
     u, v = turn(x, y, -f.between(4, 0.1, 0.7), 0.46, cy)
     f.add(Role.ACCENT, box(u, v, 0.22, 0.0, 0.32, 0.15, 0.1), 0.15)
-    beak = [(hx - head - 0.24, hy + 0.08), (hx - head - 0.24, hy + 0.02), (hx - 0.16, hy - 0.16), (hx - 0.16, hy + 0.2)]
+    beak: Corners = [
+        (hx - head - 0.24, hy + 0.08),
+        (hx - head - 0.24, hy + 0.02),
+        (hx - 0.16, hy - 0.16),
+        (hx - 0.16, hy + 0.2),
+    ]
     f.add(Role.ACCENT, convex(x, y, beak, 0.07), 0.14)
     u, v = turn(x, y, -0.16, 0.02, cy)
     f.add(Role.MAIN, join(ellipse(u, v, 0.0, 0.0, rx, ry), circle(x, y, hx, hy, head), 0.3), 0.4)
@@ -294,7 +301,7 @@ def _rocket(f: Figure) -> None:
     half, bulge = f.between(0, 0.32, 0.44), f.between(1, 0.0, 0.3)
     spread, rise = f.between(2, 0.60, 0.78), f.between(3, 0.10, 0.36)
     f.add(Role.DETAIL, box(x, y, 0.0, 0.86, half * 0.55, 0.13, 0.05), 0.12)
-    corners = [(half * 0.5, rise), (spread, 0.72), (spread, 0.98), (half * 0.5, 0.76)]
+    corners: Corners = [(half * 0.5, rise), (spread, 0.72), (spread, 0.98), (half * 0.5, 0.76)]
     f.add(Role.ACCENT, convex(x.abs(), y, corners, 0.08), 0.18)
     body = join_inside(ellipse(x, y, 0.0, bulge, half, 0.98 + bulge), y - 0.82, 0.12)
     f.add(Role.MAIN, body, 0.4)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Number = float | Tensor
+Corners = Sequence[tuple[Number, Number]]
 
 
 def length(x: Tensor, y: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def ring(x: Tensor, y: Tensor, cx: Number, cy: Number, radius: Number, half: Num
     return (length(x - cx, y - cy) - radius).abs() - half
 
 
-def convex(x: Tensor, y: Tensor, corners: Sequence[tuple[Number, Number]], rounding: float = 0.08) -> Tensor:
+def convex(x: Tensor, y: Tensor, corners: Corners, rounding: float = 0.08) -> Tensor:
     """Distance to a convex polygon, corners clockwise as seen on the picture, softened corners."""
     distance: Tensor | None = None
     for (ax, ay), (bx, by) in zip(corners, [*corners[1:], corners[0]], strict=True):

@@ -38,10 +38,17 @@ def sheet(pixels: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(((canvas + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
-def portrait(rng: np.random.Generator, kind: str, backdrop: str, style: str = "shaded", **worn: str) -> SceneGraph:
+def portrait(
+    rng: np.random.Generator,
+    kind: str,
+    backdrop: str,
+    style: str = "shaded",
+    accessory: str | None = None,
+    colour: str | None = None,
+) -> SceneGraph:
     """One thing of a kind, large and in the middle, before a backdrop."""
     size = 0.66
-    thing = Thing(sample_identity(rng, kind=kind), 0.5, 0.93 - FEET[kind] * size / 2, size, **worn)
+    thing = Thing(sample_identity(rng, kind=kind), 0.5, 0.93 - FEET[kind] * size / 2, size, accessory, colour)
     return SceneGraph((thing,), sample_backdrop(rng, backdrop), style)
 
 
@@ -68,7 +75,7 @@ def accessories(rng: np.random.Generator) -> Image.Image:
     """Every accessory on every kind."""
     names = list(COLOURS)
     scenes = [
-        portrait(rng, kind, BACKDROPS[at % 10], accessory=worn, accessory_colour=names[(at + row) % 10])
+        portrait(rng, kind, BACKDROPS[at % 10], accessory=worn, colour=names[(at + row) % 10])
         for row, worn in enumerate(ACCESSORIES)
         for at, kind in enumerate(KINDS)
     ]
@@ -90,11 +97,14 @@ def diet(rng: np.random.Generator) -> Image.Image:
     return sheet(draw_diet(rng, 40, 128), 8)
 
 
+SHEETS = (kinds, backdrops, styles, accessories, scenes, panels, diet)
+
+
 def write_sheets(folder: Path, seed: int = 0) -> list[Path]:
     """Write every contact sheet as ``world-<name>.png`` and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for maker in (kinds, backdrops, styles, accessories, scenes, panels, diet):
+    for maker in SHEETS:
         paths.append(folder / f"world-{maker.__name__}.png")
         maker(np.random.default_rng(seed)).save(paths[-1])
     return paths

@@ -5,13 +5,12 @@ Both are ordinary ``transformers`` classes; saved folders load without this pack
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from functools import cache
+from itertools import pairwise
 from string import ascii_uppercase
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AddedToken, CLIPTokenizer, T5TokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -54,14 +53,27 @@ def t5_tokenizer() -> T5TokenizerFast:
 
 @cache
 def _merges() -> tuple[tuple[str, str], ...]:
-    """Byte-pair merges learned from the word list, each word once, until every word is one token."""
-    words = [part for word in WORDS for part in re.findall("[a-z]+", word)]
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=2**16, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
-    tokenizer.train_from_iterator([" ".join(dict.fromkeys(words))], trainer)
-    learned = json.loads(tokenizer.to_str())["model"]["merges"]
-    return (*((str(left), str(right)) for left, right in learned), ("'", "s</w>"))
+    """Byte-pair merges that build every word, and those learned for shorter words first.
+
+    What the merges so far leave of a word is joined from left to right by new ones. These rank last, so that words
+    that are whole already stay whole.
+    """
+    words = {part for word in WORDS for part in re.findall("[a-z]+", word)}
+    ranks = {("'", "s</w>"): 0}
+    for word in sorted(words, key=lambda word: (len(word), word)):
+        pieces = _join([*word[:-1], word[-1] + "</w>"], ranks)
+        while len(pieces) > 1:
+            ranks.setdefault((pieces[0], pieces[1]), len(ranks))
+            pieces = ["".join(pieces[:2]), *pieces[2:]]
+    return tuple(ranks)
+
+
+def _join(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Merge neighbours as byte-pair encoding does (Sennrich et al. 2016): the lowest rank first."""
+    while known := [(ranks[pair], at) for at, pair in enumerate(pairwise(pieces)) if pair in ranks]:
+        at = min(known)[1]
+        pieces = [*pieces[:at], pieces[at] + pieces[at + 1], *pieces[at + 2 :]]
+    return pieces
 
 
 def _lower_case_map() -> bytes:
