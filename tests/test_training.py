@@ -10,8 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capriccio.objectives import contrastive, flow_matching_pair, gaussian_kl, gradient_l1, masked_mean
-from capriccio.training.optimisers import muon_and_adamw, warm_constant_decay
+from capriccio.objectives import (
+    contrastive,
+    flow_matching_pair,
+    gaussian_kl,
+    gradient_l1,
+    masked_mean,
+    pyramid_l1,
+)
+from capriccio.training.optimisers import Muon, muon_and_adamw, orthogonalise, warm_constant_decay
 from capriccio.training.trainer import Average, Batch, Row, Schedule, fit
 
 
@@ -74,6 +81,30 @@ def test_muon_takes_the_matrices_it_is_given() -> None:
     muon, adamw = muon_and_adamw(model, lambda name, value: name.startswith("0"))
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(8, 4)]
     assert len(adamw.param_groups[0]["params"]) == 3
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 20), (2, 20, 6), (1, 8, 8)])
+def test_orthogonalised_singular_values_are_near_one(shape: tuple[int, ...]) -> None:
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+    assert 0.6 < values.min() and values.max() < 1.3
+
+
+def test_muon_steps_kernels_by_a_known_size() -> None:
+    kernel = nn.Parameter(torch.zeros(8, 4, 3, 3))
+    kernel.grad = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    Muon([kernel], lr=0.1, weight_decay=0.0).step()
+    moved = torch.linalg.svdvals(kernel.detach().flatten(1)) / (0.1 * 0.2 * 36**0.5)
+    assert 0.6 < moved.min() and moved.max() < 1.3
+    assert (kernel.detach() * kernel.grad).sum() < 0
+
+
+def test_coarse_scales_see_what_a_checkerboard_hides() -> None:
+    board = (torch.arange(64).view(8, 8) + torch.arange(8)[:, None]) % 2 * 2.0 - 1
+    fine = board.view(1, 1, 8, 8)
+    flat = torch.ones(1, 1, 8, 8)
+    zero = torch.zeros(1, 1, 8, 8)
+    assert pyramid_l1(fine, zero).item() == 1.0
+    assert pyramid_l1(flat, zero).item() == 3.0
 
 
 def test_schedule_of_the_learning_rate() -> None:

@@ -104,10 +104,9 @@ class Towers(nn.Module):
             ``"logits"`` (B, B), picture by text; ``"cells"`` (B, 64, parts + inks); and ``"image/<name>"`` and
             ``"text/<name>"`` (B, classes) for what the heads name.
         """
-        with torch.autocast(pixels.device.type, torch.bfloat16):
-            seen = self.image_encoder(pixel_values=pixels)
-            told = self.text_encoder(input_ids=ids)
-            cells = self.cells(seen.last_hidden_state[:, 1:])
+        seen = self.image_encoder(pixel_values=pixels)
+        told = self.text_encoder(input_ids=ids)
+        cells = self.cells(seen.last_hidden_state[:, 1:])
         image, text = F.normalize(seen.image_embeds.float(), dim=1), F.normalize(told.text_embeds.float(), dim=1)
         scale = self.temperature.exp().clamp(max=100)
         named = {

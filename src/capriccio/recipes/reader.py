@@ -26,6 +26,7 @@ from capriccio.world.captions import COLOURLESS
 from capriccio.world.draw import Drawing, draw
 from capriccio.world.graph import (
     COLOURS,
+    KINDS,
     STUDIO,
     Backdrop,
     Identity,
@@ -70,11 +71,18 @@ def truth(scenes: Sequence[SceneGraph]) -> Batch:
 
 
 def maps(drawing: Drawing) -> Tensor:
-    """Subject mask and share of every colour in each cell as channels, (B, 1 + colours, 32, 32) in [0, 1]."""
+    """Share of the subject, of every colour and of every kind in each cell, (B, 1 + colours + kinds, 32, 32)."""
     step = SIZE // MAP // 2  # two samples a side are enough, and cheap
-    inks = F.one_hot(drawing.inks[:, ::step, ::step], 1 + len(COLOURS))[..., 1:].permute(0, 3, 1, 2)
-    subject = drawing.subjects.any(1)[:, None, ::step, ::step]
-    return F.avg_pool2d(torch.cat([subject, inks], dim=1).float(), 2)
+    shown = (..., slice(None, None, step), slice(None, None, step))
+    kinds = (drawing.parts + 1) // 2 * (drawing.parts <= 2 * len(KINDS))
+    shares = [
+        drawing.subjects.any(1)[shown][:, None],
+        *(
+            F.one_hot(labels[shown], 1 + count)[..., 1:].permute(0, 3, 1, 2)
+            for labels, count in ((drawing.inks, len(COLOURS)), (kinds, len(KINDS)))
+        ),
+    ]
+    return F.avg_pool2d(torch.cat(shares, dim=1).float(), 2)
 
 
 def boxes(masks: Tensor) -> Tensor:
@@ -126,6 +134,11 @@ def soften(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     return (mixed * each(0.92, 1.08) + each(-0.05, 0.05, 3) + stain).clamp(-1, 1)
 
 
+def cell_loss(logits: Tensor, shares: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C, h, w) in the cells, by the shares (B, C, h, w) of the classes in them."""
+    return -(logits.log_softmax(1) * shares).sum() / shares.sum().clamp_min(1)
+
+
 def identity_loss(embeddings: Tensor, members: Tensor) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, Eq. 2): views of one member attract, all others repel.
 
@@ -167,7 +180,8 @@ class ReaderTask:
         return {
             "pixels": soften(pixels, rng).contiguous(memory_format=torch.channels_last),
             "mask": cells[:, 0],
-            "inks": cells[:, 1:] * ~colourless[:, None, None, None],
+            "inks": cells[:, 1 : 1 + len(COLOURS)] * ~colourless[:, None, None, None],
+            "kinds": cells[:, 1 + len(COLOURS) :],
             "box": boxes(cells[:, 0]),
             "member": torch.arange(2 * len(families)).repeat_interleave(2),
             **truth(scenes),
@@ -177,12 +191,15 @@ class ReaderTask:
         said = {name: value.float() for name, value in model(batch["pixels"]).items()}
         named = {name: F.cross_entropy(said[name], batch[name], ignore_index=IGNORED) for name in CLASSES}
         mask = F.binary_cross_entropy_with_logits(said["mask"], batch["mask"])
-        painted = batch["inks"].sum().clamp_min(1)
-        inks = -(said["inks"].log_softmax(1) * batch["inks"]).sum() / painted
+        inks, kinds = (cell_loss(said[name], batch[name]) for name in ("inks", "kinds"))
         box = F.l1_loss(said["box"], batch["box"])
         who = identity_loss(said["identity"], batch["member"])
         names = torch.stack([weight * named[name] for name, weight in WEIGHTS.items()]).sum()
-        return names + 2 * mask + inks + box + 0.5 * who, {**named, "mask": mask, "inks": inks, "identity": who}
+        return names + 2 * mask + inks + kinds + box + 0.5 * who, {
+            **named,
+            "cells": mask + inks + kinds,
+            "identity": who,
+        }
 
     def save(self, model: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,181 @@
+"""What a plan and the denoising loop ask of a backbone, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from capriccio.attention import LayerInfo
+from capriccio.canvas import Mask
+from capriccio.scene import Lora
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The numbers a backbone is painted with when nobody says otherwise.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Embedded guidance; heard only by models that have it.
+        true_cfg_scale: Classifier-free guidance; 1 is none.
+        max_sequence_length: Text tokens; a longer prompt gets as many as it needs, up to ``longest_text``.
+        own: These numbers belong to the model, so methods keep them instead of their paper's.
+        panel_margin: Pixels at a panel's border that its neighbour spoils.
+        engines: Ways of inpainting, the best first.
+        rows: Pictures painted together at most.
+        longest_text: Text tokens that the model can read.
+        caution: What to say to a person who brings a picture.
+    """
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    true_cfg_scale: float
+    max_sequence_length: int
+    own: bool = False
+    panel_margin: int = 8
+    engines: tuple[str, ...] = ("controlnet", "fill", "hold")
+    rows: int = 4
+    longest_text: int = 512
+    caution: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """An encoded prompt: tokens (B, T, D), pooled (B, P)."""
+
+    tokens: Tensor
+    pooled: Tensor
+
+    @staticmethod
+    def stack(texts: Sequence[Text]) -> Text:
+        """Put encoded prompts of equal length below each other."""
+        return Text(torch.cat([text.tokens for text in texts]), torch.cat([text.pooled for text in texts]))
+
+
+@dataclass(frozen=True)
+class Known:
+    """The part of a canvas that is known, as one engine takes it.
+
+    Attributes:
+        condition: Extra input of the denoiser or of its ControlNet, as tokens (B, N, C).
+        latents: For holding: clean latents as tokens (B, N, C).
+        keep: For holding: 1 where known, of the same shape.
+    """
+
+    condition: Tensor | None = None
+    latents: Tensor | None = None
+    keep: Tensor | None = None
+
+    @staticmethod
+    def stack(parts: Sequence[Known]) -> Known:
+        """Put the parts of several canvases below each other."""
+        columns = ([getattr(part, name) for part in parts] for name in ("condition", "latents", "keep"))
+        return Known(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every forward of one run shares.
+
+    Attributes:
+        grid: Rows and columns of image tokens.
+        engine: How the known part is kept, or ``None``.
+        known: That part.
+        guidance_scale: Embedded guidance, or ``None`` where the model has none.
+        control_scale: Strength of the ControlNet's residuals.
+    """
+
+    grid: tuple[int, int]
+    engine: str | None = None
+    known: Known | None = None
+    guidance_scale: float | None = None
+    control_scale: float = 1.0
+
+
+class Backbone(Protocol):
+    """A loaded model family. Image tokens are counted row by row; latents travel as tokens (B, N, C)."""
+
+    name: str
+    defaults: Defaults
+
+    @property
+    def token(self) -> int:
+        """Pixels a side of one image token."""
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Ways of inpainting at hand, the best first."""
+
+    @property
+    def can_start_from_text(self) -> bool:
+        """Whether there is a denoiser that needs no known picture."""
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Names of the schedulers that a scene may ask for."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser runs."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all weights."""
+
+    def denoiser(self, engine: str | None) -> nn.Module:
+        """Return the transformer that paints with an engine (``None``: from text alone)."""
+
+    def embeds_guidance(self, engine: str | None) -> bool:
+        """Whether that denoiser was taught to read a guidance scale."""
+
+    def layers(self, engine: str | None) -> tuple[LayerInfo, ...]:
+        """Return its attention layers."""
+
+    def heads(self, engine: str | None) -> tuple[int, int]:
+        """Return the number of attention heads and their width."""
+
+    def flops(self, engine: str | None, text: int, image: int) -> int:
+        """Count the FLOPs of the linear layers in one forward of one row, a ControlNet's attention included."""
+
+    def word_count(self, prompt: str) -> int:
+        """Return how many text tokens a prompt needs."""
+
+    def word_tokens(self, prompt: str, phrase: str, length: int) -> Mask:
+        """Return which text tokens (length,) belong to a phrase."""
+
+    def encode_text(self, prompt: str, length: int) -> Text:
+        """Encode one prompt; repeated prompts are encoded once."""
+
+    def known(self, engine: str, canvas: Image.Image, paint: Mask) -> Known:
+        """Encode the known part of one canvas for an engine."""
+
+    def noise(self, seed: int, rows: int, columns: int) -> Tensor:
+        """Draw the starting latents (1, N, C) of a seed for a grid of tokens."""
+
+    def schedule(self, name: str | None, steps: int, tokens: int) -> Any:
+        """Return a fresh scheduler whose timesteps are set."""
+
+    def predict(self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs) -> Tensor:
+        """Return one prediction of the denoiser."""
+
+    def decode(self, latents: Tensor, rows: int, columns: int) -> list[Image.Image]:
+        """Turn latents into pictures."""
+
+    def adapters(self, engine: str | None, loras: Sequence[Lora]) -> AbstractContextManager[None]:
+        """Put LoRAs on for the length of a ``with`` block, and restore what was there."""
+
+    def free(self) -> None:
+        """Let offloaded models leave the device."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return a hash of the weights of each component."""

@@ -1,0 +1,240 @@
+"""Opening backbones: the miniature, a repository of the Hub, a folder or a single file, in a memory mode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import BitsAndBytesConfig, DiffusionPipeline, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
+
+from capriccio import assets
+from capriccio.backbones.base import Defaults
+from capriccio.backbones.flux import FluxBackbone
+from capriccio.errors import CapriccioError, nearest
+from capriccio.formats.alimama import load_inpainting_controlnet
+
+Memory = Literal["full", "offload", "sequential", "8bit", "4bit"]
+
+MINIATURE = "miniature"
+MINIATURE_DEFAULTS = Defaults(
+    width=128,
+    height=128,
+    num_inference_steps=24,
+    guidance_scale=1.0,
+    true_cfg_scale=4.0,
+    max_sequence_length=64,
+    own=True,
+    panel_margin=0,
+    rows=16,
+    longest_text=128,
+    caution="The miniature knows only its own world of bold objects; for photographs use FLUX.1 weights: "
+    "capriccio paint ... --model black-forest-labs/FLUX.1-dev",
+)
+
+
+def open_backbone(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    memory: Memory = "full",
+    inpainting: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+) -> FluxBackbone:
+    """Load a backbone.
+
+    Args:
+        name: ``"miniature"``, a repository of the Hub, a folder, or a single file of weights.
+        device: Where to paint; an accelerator if there is one.
+        dtype: Of the weights; bfloat16 on an accelerator, float32 on a CPU.
+        memory: ``"full"`` keeps everything on the device; ``"offload"`` one network at a time; ``"sequential"`` one
+            layer at a time; ``"8bit"`` and ``"4bit"`` quantise the transformer and T5.
+        inpainting: An inpainting ControlNet (alimama layout) or FLUX Fill to paint with as well.
+        config: For a single file: a pipeline folder or repository with everything that the file lacks.
+
+    Raises:
+        CapriccioError: If something is not found, does not fit together, or does not fit in memory.
+    """
+    name, device = os.fspath(name), torch.device(device or _best_device())
+    _check_memory(memory, device)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" and name != MINIATURE else torch.float32)
+    try:
+        with _quiet():
+            if name == MINIATURE:
+                backbone = _miniature(dtype, memory, inpainting)
+            else:
+                pipe = _pipeline(name, dtype, memory, config)
+                backbone = FluxBackbone(pipe, name=name, **_engine(inpainting, dtype, memory))
+            _place(backbone, device, memory)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise out_of_memory(name) from None
+    return backbone
+
+
+def out_of_memory(name: str) -> CapriccioError:
+    """Return the sentence for a model or a picture that is too large."""
+    return CapriccioError(
+        f"There is too little memory for {name!r}; try memory='offload' (--memory offload), then 'sequential' or "
+        "'4bit', a smaller picture, or fewer pictures at once."
+    )
+
+
+def _miniature(dtype: torch.dtype, memory: Memory, inpainting: str | os.PathLike[str] | None) -> FluxBackbone:
+    pipe = _pipeline(os.fspath(assets.path("miniature/flux")), dtype, memory, None)
+    parts: dict[str, Any] = {}
+    # Its own inpainters come along, unless one is named.
+    for engine in ("miniature/fill", "miniature/controlnet-inpaint"):
+        if inpainting is None and assets.available(engine):
+            parts |= _engine(assets.path(engine), dtype, memory)
+    return FluxBackbone(
+        pipe, name=MINIATURE, defaults=MINIATURE_DEFAULTS, **parts or _engine(inpainting, dtype, memory)
+    )
+
+
+def _pipeline(name: str, dtype: torch.dtype, memory: Memory, config: str | os.PathLike[str] | None) -> Any:
+    if Path(name).is_file():
+        return _single_file(name, dtype, config)
+    if config is not None:
+        raise CapriccioError(f"config={str(config)!r} is for single files, but {name!r} is none; leave it out.")
+    try:
+        transformer = _transformer(name, dtype, memory)
+        return DiffusionPipeline.from_pretrained(name, transformer=transformer, dtype=dtype, **_t5(name, dtype, memory))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(name, error) from None
+
+
+def _single_file(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None) -> Any:
+    try:
+        if config is None:
+            return FluxPipeline.from_single_file(name, dtype=dtype)
+        transformer = FluxTransformer2DModel.from_single_file(
+            name, config=os.fspath(config), subfolder="transformer", dtype=dtype
+        )
+        return DiffusionPipeline.from_pretrained(config, transformer=transformer, dtype=dtype)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise _unreadable(name, error) from None
+
+
+def _transformer(name: str, dtype: torch.dtype, memory: Memory) -> FluxTransformer2DModel:
+    quantised: dict[str, Any] = {}
+    if memory in ("8bit", "4bit"):
+        quantised["quantization_config"] = BitsAndBytesConfig(**_bits(memory, dtype))
+    transformer, info = FluxTransformer2DModel.from_pretrained(
+        name, subfolder="transformer", dtype=dtype, output_loading_info=True, **quantised
+    )
+    # diffusers would fill what is missing with chance, and leave out what it does not know.
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing or unexpected:
+        example = missing[0] if missing else unexpected[0]
+        raise CapriccioError(
+            f"The transformer in {name!r} does not fit its config.json: {len(missing)} keys are missing and "
+            f"{len(unexpected)} unexpected (such as {example!r}); fetch the checkpoint again."
+        )
+    return transformer
+
+
+def _t5(name: str, dtype: torch.dtype, memory: Memory) -> dict[str, Any]:
+    if memory not in ("8bit", "4bit"):
+        return {}
+    import transformers
+
+    quantised = transformers.BitsAndBytesConfig(**_bits(memory, dtype))
+    encoder = transformers.T5EncoderModel.from_pretrained(
+        name, subfolder="text_encoder_2", dtype=dtype, quantization_config=quantised
+    )
+    return {"text_encoder_2": encoder}
+
+
+def _bits(memory: Memory, dtype: torch.dtype) -> dict[str, Any]:
+    if memory == "8bit":
+        return {"load_in_8bit": True}
+    return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+
+
+def _engine(source: str | os.PathLike[str] | None, dtype: torch.dtype, memory: Memory) -> dict[str, Any]:
+    """Load an inpainting ControlNet or the transformer of Fill, whichever is there."""
+    if source is None:
+        return {}
+    if not _is_pipeline(source):
+        controlnet: FluxControlNetModel = load_inpainting_controlnet(source, dtype)
+        return {"controlnet": controlnet}
+    try:
+        return {"fill": _transformer(os.fspath(source), dtype, memory)}
+    except (OSError, ValueError) as error:
+        raise _unreadable(os.fspath(source), error) from None
+
+
+def _is_pipeline(source: str | os.PathLike[str]) -> bool:
+    if Path(source).exists():
+        return (Path(source) / "model_index.json").is_file()
+    from huggingface_hub import file_exists
+
+    try:
+        return file_exists(os.fspath(source), "model_index.json")
+    except (OSError, ValueError) as error:
+        raise _unreadable(os.fspath(source), error) from None
+
+
+def _unreadable(name: str, error: Exception) -> CapriccioError:
+    if isinstance(error, CapriccioError):
+        return error
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    here = Path(name).exists()
+    remedy = "give the folder or file of a FLUX checkpoint" if here else "check the name and the connection"
+    return CapriccioError(f"The model {name!r} could not be loaded ({reason.rstrip('.')}); {remedy}.")
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_memory(memory: str, device: torch.device) -> None:
+    modes = get_args(Memory)
+    if memory not in modes:
+        raise CapriccioError(f"memory={memory!r} is unknown; {nearest(memory, modes)}")
+    if memory in ("offload", "sequential") and device.type == "cpu":
+        raise CapriccioError(f"memory={memory!r} moves networks to an accelerator, and there is none; use 'full'.")
+    if memory in ("8bit", "4bit"):
+        from importlib.util import find_spec
+
+        if find_spec("bitsandbytes") is None:
+            raise CapriccioError(f"memory={memory!r} needs bitsandbytes; run pip install 'capriccio[quantised]'.")
+
+
+def _place(backbone: FluxBackbone, device: torch.device, memory: Memory) -> None:
+    extras = [part for name, part in backbone.parts.items() if name not in backbone.pipe.components]
+    if memory == "offload":
+        from accelerate import cpu_offload_with_hook
+
+        backbone.pipe.enable_model_cpu_offload(device=device)
+        backbone.hooks = tuple(cpu_offload_with_hook(part, device)[1] for part in extras)
+    elif memory == "sequential":
+        from accelerate import cpu_offload
+
+        backbone.pipe.enable_sequential_cpu_offload(device=device)
+        for part in extras:
+            cpu_offload(part, device)
+    else:
+        for part in (backbone.pipe, *extras):
+            if not getattr(part, "is_quantized", False):  # bitsandbytes has put it where it belongs
+                part.to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the progress bars that diffusers and transformers draw for every component."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    bars = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
+    for logging in bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in bars:
+            logging.enable_progress_bar()

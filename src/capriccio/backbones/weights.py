@@ -1,0 +1,112 @@
+"""Weights: LoRAs put on and taken off again through diffusers, and a hash that says which weights painted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from torch import nn
+
+from capriccio.errors import CapriccioError
+from capriccio.scene import Lora
+
+_WHOLE = 256 * 2**20
+"""Bytes up to which every weight is hashed; of larger networks, every 4099th."""
+
+Scalings = dict[Any, dict[str, float]]
+"""Strength of each adapter, by layer."""
+
+
+@contextmanager
+def adapters(pipe: Any, loras: Sequence[Lora]) -> Iterator[None]:
+    """Put LoRAs on a pipeline, beside those that are active, and restore it exactly.
+
+    Args:
+        pipe: A diffusers pipeline that loads LoRAs.
+        loras: Files, folders or repositories, and their strengths.
+
+    Raises:
+        CapriccioError: If one cannot be read or fits no layer of this model.
+    """
+    before, found = list(pipe.get_active_adapters()), _scalings(pipe)
+    names = [_adapter_name(index, lora) for index, lora in enumerate(loras)]
+    loaded: list[str] = []
+    try:
+        for name, lora in zip(names, loras, strict=True):
+            loaded.append(name)
+            _load(pipe, name, lora)
+        pipe.set_adapters([*before, *names], [1.0] * len(before) + [lora.weight for lora in loras])
+        _rescale(found)
+        yield
+    finally:
+        _restore(pipe, loaded, before, found)
+
+
+def _load(pipe: Any, name: str, lora: Lora) -> None:
+    place = Path(lora.path)
+    where = {"pretrained_model_name_or_path_or_dict": lora.path}
+    if place.is_file():
+        where = {"pretrained_model_name_or_path_or_dict": str(place.parent), "weight_name": place.name}
+    try:
+        pipe.load_lora_weights(adapter_name=name, **where)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise CapriccioError(
+            f"The LoRA {lora.path!r} could not be put on this model ({reason}); give a LoRA file trained for it."
+        ) from None
+    if name not in _present(pipe):
+        raise CapriccioError(f"The LoRA {lora.path!r} fits no layer of this model; give a LoRA file trained for it.")
+
+
+def _restore(pipe: Any, loaded: list[str], before: list[str], found: Scalings) -> None:
+    if not before and not found:
+        pipe.unload_lora_weights()
+        return
+    pipe.delete_adapters([name for name in loaded if name in _present(pipe)])
+    if before:
+        pipe.set_adapters(before)
+    _rescale(found)
+
+
+def _rescale(found: Scalings) -> None:
+    """Put back the strengths that were found, for which diffusers has no reading."""
+    for layer, scaling in found.items():
+        layer.scaling.update(scaling)
+
+
+def _present(pipe: Any) -> set[str]:
+    return {name for names in pipe.get_list_adapters().values() for name in names}
+
+
+def _scalings(pipe: Any) -> Scalings:
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    layers = [module for part in parts for module in part.modules() if isinstance(module, BaseTunerLayer)]
+    return {layer: dict(layer.scaling) for layer in layers}
+
+
+def _adapter_name(index: int, lora: Lora) -> str:
+    # PEFT makes module names of it, which may hold no dots.
+    stem = re.sub(r"\W+", "_", lora.name or Path(lora.path).stem)
+    return f"capriccio_{index}_{stem}"
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return a SHA-256 of a network's weights, ``"sampled:..."`` where it is too large to read whole."""
+    state = sorted(network.state_dict().items())
+    if any(value.is_meta for _, value in state):
+        return "not at hand (offloaded)"
+    size = sum(value.numel() * value.element_size() for _, value in state)
+    every = 1 if size <= _WHOLE else 4099
+    digest = hashlib.sha256()
+    for name, value in state:
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        part = value.detach().reshape(-1)[::every].contiguous().cpu()
+        digest.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+    return ("" if every == 1 else "sampled:") + digest.hexdigest()

@@ -1,0 +1,191 @@
+"""The canvas: panels, boxes, masks, the grid of image tokens, and the rules that hold latents while sampling.
+
+Masks are boolean arrays (height, width) in pixels; boxes are whole pixels; tokens are counted row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from capriccio.errors import CapriccioError, nearest
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels, from its left upper corner."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom, as Pillow takes them."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+    def inner(self, width: int, height: int) -> Box:
+        """Return the box of this size in the middle."""
+        return Box(self.left + (self.width - width) // 2, self.top + (self.height - height) // 2, width, height)
+
+    def __str__(self) -> str:
+        return f"{self.width} x {self.height} at ({self.left}, {self.top})"
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is painted at once: one picture, or several panels side by side.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        token: Pixels a side of one image token.
+        panels: Name and box of each panel; none for a plain picture.
+    """
+
+    width: int
+    height: int
+    token: int
+    panels: tuple[tuple[str, Box], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_size(self.width, self.height, self.token)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.height // self.token, self.width // self.token
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of image tokens."""
+        return self.grid[0] * self.grid[1]
+
+    def panel(self, name: str) -> Box:
+        """Return the box of a panel."""
+        boxes = dict(self.panels)
+        if name not in boxes:
+            raise CapriccioError(f"the canvas has no panel {name!r}; {nearest(name, boxes)}")
+        return boxes[name]
+
+    def mask(self, box: Box) -> Mask:
+        """Return the mask (height, width) of a box."""
+        mask = np.zeros((self.height, self.width), bool)
+        left, top, right, bottom = box.corners
+        mask[top:bottom, left:right] = True
+        return mask
+
+    def tokens(self, mask: Mask) -> Mask:
+        """Return which tokens (rows * columns,) a mask covers: more than half, or the best covered one if none is."""
+        rows, columns = self.grid
+        shares = mask.reshape(rows, self.token, columns, self.token).mean(axis=(1, 3)).reshape(-1)
+        chosen = shares > 0.5
+        return chosen if chosen.any() or not mask.any() else shares == shares.max()
+
+    def __str__(self) -> str:
+        rows, columns = self.grid
+        panels = "".join(f"; {name} {box}" for name, box in self.panels)
+        return f"{self.width} x {self.height} px, {columns} x {rows} = {self.num_tokens} tokens{panels}"
+
+
+def side_by_side(names: tuple[str, ...], width: int, height: int, token: int) -> Canvas:
+    """Return a canvas of panels of equal size (pixels) in one row."""
+    panels = tuple((name, Box(i * width, 0, width, height)) for i, name in enumerate(names))
+    return Canvas(len(names) * width, height, token, panels)
+
+
+def check_size(width: int, height: int, token: int) -> None:
+    """Check that a picture is made of whole tokens.
+
+    Raises:
+        CapriccioError: With the nearest sizes that are.
+    """
+    if width > 0 and height > 0 and width % token == 0 and height % token == 0:
+        return
+    down = [max(token, side // token * token) for side in (width, height)]
+    up = [max(token, ceil(side / token) * token) for side in (width, height)]
+    raise CapriccioError(
+        f"The size {width} x {height} is not made of whole tokens of {token} x {token} pixels; "
+        f"the nearest sizes that are: {down[0]} x {down[1]} and {up[0]} x {up[1]}."
+    )
+
+
+def size_like(width: int, height: int, area: int, token: int) -> tuple[int, int]:
+    """Return the size of whole tokens nearest to a picture's shape, of about ``area`` pixels."""
+    scale = sqrt(area / (width * height))
+    return tuple(max(token, round(side * scale / token) * token) for side in (width, height))  # type: ignore[return-value]
+
+
+def on_colour(picture: Image.Image, mask: Image.Image, colour: str = "white") -> Image.Image:
+    """Return the picture where the mask (``"L"``) is white, on a plain colour elsewhere."""
+    plain = Image.new("RGB", picture.size, colour)
+    return Image.composite(picture.convert("RGB"), plain, mask.convert("L"))
+
+
+def lay(canvas: Canvas, pictures: dict[str, Image.Image], colour: str = "black") -> Image.Image:
+    """Lay pictures of the panels' sizes on the canvas."""
+    laid = Image.new("RGB", (canvas.width, canvas.height), colour)
+    for name, picture in pictures.items():
+        laid.paste(picture.convert("RGB"), canvas.panel(name).corners)
+    return laid
+
+
+def opaque(picture: Image.Image) -> Image.Image:
+    """Return a picture as RGB, on white where it is transparent."""
+    return on_colour(picture, picture.getchannel("A")) if picture.mode == "RGBA" else picture.convert("RGB")
+
+
+def paste_back(
+    painted: Image.Image, picture: Image.Image, mask: Image.Image, box: tuple[int, int, int, int]
+) -> Image.Image:
+    """Return the picture with what was painted where the mask is white; every other pixel stays as it was.
+
+    Args:
+        painted: The picture in the size that was painted, changed.
+        picture: As it was given.
+        mask: Of the picture's size, mode ``"L"``.
+        box: Where the picture lay when it was fitted: left, top, right, bottom in pixels of ``painted``.
+    """
+    place = (-box[0], -box[1])
+    whole, seen = (Image.new(mode, (box[2] - box[0], box[3] - box[1])) for mode in ("RGB", "L"))
+    whole.paste(painted, place)
+    seen.paste(255, (*place, place[0] + painted.width, place[1] + painted.height))
+    if whole.size != picture.size:
+        whole = whole.resize(picture.size, Image.Resampling.LANCZOS)
+        seen = seen.resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(whole, picture, ImageChops.darker(mask, seen))
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """Turn an RGB picture into pixels (1, 3, H, W) in [-1, 1]."""
+    array = np.asarray(picture.convert("RGB"), np.float32) / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
+
+
+def latent_cells(mask: Tensor, factor: int) -> Tensor:
+    """Return which latent cells (B, 1, H/f, W/f) a pixel mask (B, 1, H, W) touches at all; values 0 and 1."""
+    return max_pool2d(mask, factor)
+
+
+def hold(latents: Tensor, known: Tensor, noise: Tensor, keep: Tensor, sigma: Tensor) -> Tensor:
+    """Hold the known region on the path from its noise to its picture: ``x = keep ((1 - s) z + s e) + (1 - keep) x``.
+
+    Args:
+        latents: Being painted, at noise level ``sigma``.
+        known: Clean latents z of the same shape.
+        noise: The noise e that the run started from, the same in every step.
+        keep: 1 where known, 0 where painted.
+        sigma: Noise level s of the flow, 0 to 1.
+    """
+    path = (1 - sigma) * known + sigma * noise
+    return torch.where(keep > 0.5, path.to(latents.dtype), latents)

@@ -1,0 +1,409 @@
+"""The command line: paint, plan, methods, demo, train, schema.
+
+    capriccio paint "the {mug} in the snow" --subject mug.png:mug -o snow.png
+    capriccio paint --scene snow.png
+
+Heavy libraries are imported by the command that needs them, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from capriccio.errors import Cancelled, CapriccioError
+
+if TYPE_CHECKING:
+    from capriccio.scene import Condition, Scene
+
+DEFAULT_MODEL = "miniature"
+
+
+class Memory(StrEnum):
+    """How a model is held in memory; the modes of diffusers."""
+
+    full = "full"
+    offload = "offload"
+    sequential = "sequential"
+    eight_bit = "8bit"
+    four_bit = "4bit"
+
+
+class Budget(StrEnum):
+    """Sizes of models and batches when training."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+# --- speaking ----------------------------------------------------------------------------------------------------
+
+_errors = Console(stderr=True)
+
+
+class _Speaking(typer.core.TyperGroup):
+    """Commands whose mistakes end in one sentence and exit code 2, and whose interruption ends in 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CapriccioError as error:
+            _fail(str(error), 2)
+        except (KeyboardInterrupt, Cancelled):
+            _fail("Stopped; nothing was left half-written.", 130)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            _fail("There is too little memory for this; try --memory offload, sequential, 8bit or 4bit.", 2)
+
+
+def _fail(sentence: str, code: int) -> None:
+    _errors.print(sentence, style="red" if code == 2 else "yellow", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # PyTorch speaks of the memory of a processor in a plain RuntimeError, of a GPU's in its own kind of it.
+    words = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in words
+        or "out of memory" in words
+    )
+
+
+def _say(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def _progress(words: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on the error stream; yields a function of (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors, disable=quiet, transient=True) as bar:
+        task = bar.add_task(words, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+# --- reading what was typed --------------------------------------------------------------------------------------
+
+
+def _subjects(texts: Sequence[str], mask: Path | None) -> list[Condition]:
+    """Return a subject for each name in ``FILE:name``; files of one name are pictures of one subject."""
+    from capriccio.scene import Subject
+
+    files: dict[str, list[str]] = {}
+    for text in texts:
+        file, _, name = text.rpartition(":")
+        if not file or not name or "/" in name:
+            raise CapriccioError(
+                f'--subject received {text!r}, but needs a file and a name; write FILE:name, as in "mug.png:mug".'
+            )
+        files.setdefault(name, []).append(file)
+    return [Subject(paths, name=name, mask=mask) for name, paths in files.items()]
+
+
+def _loras(texts: Sequence[str]) -> list[Condition]:
+    from capriccio.scene import Lora
+
+    return [Lora(path, weight=weight) for path, weight in map(_weighted, texts)]
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    path, _, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def _conditions(
+    subjects: Sequence[str], styles: Sequence[Path], edit: Path | None, mask: Path | None, loras: Sequence[str]
+) -> list[Condition]:
+    """Return the conditions of the options; a mask belongs to the edit, or else to the one subject."""
+    from capriccio.scene import Edit, Style
+
+    if edit is not None and mask is None:
+        raise CapriccioError("--edit came without --mask; give a picture that is white where to paint.")
+    if mask is not None and edit is None and len(subjects) != 1:
+        raise CapriccioError(
+            f"--mask came with {len(subjects)} subjects and no --edit; give it one picture to belong to."
+        )
+    named = [Style(path) if len(styles) == 1 else Style(path, name=path.stem) for path in styles]
+    edits = [Edit(edit, mask)] if edit is not None else []
+    return [*_subjects(subjects, mask if edit is None else None), *named, *edits, *_loras(loras)]
+
+
+def _options(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the settings ``NAME=VALUE`` of a method; a value is read as YAML reads it."""
+    import yaml
+
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise CapriccioError(f"--option received {text!r}; write NAME=VALUE, as in attention_weight=1.2.")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            options[name] = value
+    return options
+
+
+def _seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError:
+        raise CapriccioError(f"--seeds received {text!r}; write whole numbers with commas, as in 1,2,3.") from None
+
+
+def _scene(prompt: str | None, file: Path | None, conditions: Sequence[Condition], settings: dict[str, Any]) -> Scene:
+    """Return the scene of a file with what was typed put in its place, or the scene that was typed."""
+    from capriccio.scene import Scene
+
+    if file is None and prompt is None:
+        raise CapriccioError("There is nothing to paint: give a sentence, or --scene FILE.")
+    given = {name: value for name, value in settings.items() if value is not None}
+    if file is None:
+        return Scene(prompt, conditions, **given)
+    if "seeds" in given:
+        given = {"seed": 0, "num_images": 1} | given
+    elif given.keys() & {"seed", "num_images"}:
+        given["seeds"] = None
+    scene = Scene.load(file, conditions)
+    return scene.but(**given | ({} if prompt is None else {"prompt": prompt})) if given or prompt else scene
+
+
+def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
+    """Return the scene with its conditions given to a method, with the method's settings."""
+    from capriccio.scene import Lora
+
+    if by is None and not options:
+        return scene
+    if all(isinstance(condition, Lora) for condition in scene.conditions):
+        raise CapriccioError("--by and --option need a condition to work on; add --subject, --style or --edit.")
+
+    def given(condition: Condition) -> Condition:
+        settings = dict(condition) | {"options": condition.options | options} | ({"by": by} if by else {})
+        return condition if isinstance(condition, Lora) else type(condition)(**settings)
+
+    return scene.but(conditions=tuple(map(given, scene.conditions)))
+
+
+def _model(name: str | None, scene: Path | None) -> str:
+    """Return the model to open. A recipe may not choose what is downloaded and run: it may only name it."""
+    if name is not None or scene is None or scene.suffix.lower() != ".png":
+        return name or DEFAULT_MODEL
+    from capriccio.pictures import read_recipe
+
+    painted_with = str(read_recipe(scene).get("model", DEFAULT_MODEL))
+    if painted_with != DEFAULT_MODEL:
+        raise CapriccioError(
+            f"{str(scene)!r} was painted with {painted_with!r}; open it yourself with --model {painted_with}."
+        )
+    return DEFAULT_MODEL
+
+
+def _place(out: Path | None) -> Path:
+    if out is not None and out.suffix.lower() != ".png":
+        raise CapriccioError(f"-o received {out.name!r}, but pictures are saved as PNG; end the name in .png.")
+    free = (Path("painting.png" if number == 1 else f"painting-{number}.png") for number in count(1))
+    return out or next(path for path in free if not path.exists())
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+app = typer.Typer(
+    cls=_Speaking,
+    help="Your subject in a scene that never was: every method of customised image generation in one house.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+trainings = typer.Typer(help="Train models; an interrupted training resumes.", no_args_is_help=True)
+app.add_typer(trainings, name="train")
+
+Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="miniature, a repository, a folder or a file; the miniature by default.")
+]
+Inpainting = Annotated[
+    str | None,
+    typer.Option(help="Inpainting ControlNet or Fill model to paint into a canvas with: a repository or a folder."),
+]
+MemoryMode = Annotated[Memory, typer.Option(help="Where the weights are held, and in how many bits.")]
+
+
+@app.command()
+def paint(
+    prompt: Annotated[str | None, typer.Argument(help="What to paint; {name} stands for a subject or a style.")] = None,
+    scene: Annotated[
+        Path | None, typer.Option(help="A YAML or JSON scene, or a picture that carries its recipe.")
+    ] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option(metavar="FILE:NAME", help="A picture of a subject, and its name.")
+    ] = None,
+    style: Annotated[list[Path] | None, typer.Option(help="A picture whose style to take.")] = None,
+    edit: Annotated[Path | None, typer.Option(help="An existing picture to change, with --mask.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="White where to paint; without --edit, where the subject is.")
+    ] = None,
+    lora: Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A low-rank adapter.")] = None,
+    by: Annotated[str | None, typer.Option(help="Method for the conditions; see `capriccio methods`.")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method.")] = None,
+    model: ModelName = None,
+    inpainting: Inpainting = None,
+    memory: MemoryMode = Memory.full,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first picture.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="A seed for each picture.")] = None,
+    num_images: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Embedded guidance of a distilled model.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Class name of a diffusers scheduler.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save; a free name by default.")] = None,
+    recipe: Annotated[bool, typer.Option(help="Let the picture carry its recipe.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Paint a sentence or a scene."""
+    settings = {
+        "seed": seed,
+        "seeds": _seeds(seeds),
+        "num_images": num_images,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
+        "negative_prompt": negative_prompt,
+        "width": width,
+        "height": height,
+        "scheduler": scheduler,
+    }
+    place = _place(out)
+    conditions = _conditions(subject or (), style or (), edit, mask, lora or ())
+    wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
+    studio = _studio(_model(model, scene), inpainting, memory)
+    with _progress("painting", quiet=as_json) as told:
+        painting = studio.paint(wanted, callback=lambda progress: told(progress.step, progress.total))
+    files = painting.save(place, recipe=recipe)
+    if as_json:
+        _say(
+            {
+                "files": files,
+                "seeds": wanted.all_seeds(),
+                "plan": painting.plan.as_dict(),
+                "readings": painting.readings,
+            }
+        )
+    else:
+        typer.echo("\n".join(map(str, files)))
+
+
+def _studio(model: str, inpainting: str | None, memory: Memory) -> Any:
+    from capriccio.studio import Studio
+
+    return Studio.open(model, inpainting=inpainting, memory=memory.value)
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="A YAML or JSON scene, or a picture that carries its recipe.")],
+    model: ModelName = None,
+    inpainting: Inpainting = None,
+    memory: MemoryMode = Memory.full,
+    as_json: Json = False,
+) -> None:
+    """Print what a scene becomes, and what it costs, without painting it."""
+    from capriccio.scene import Scene
+
+    scene = Scene.load(file)
+    made = _studio(_model(model, file), inpainting, memory).plan(scene)
+    _say(made.as_dict()) if as_json else typer.echo(str(made))
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods, their papers and what they do."""
+    from capriccio.methods import METHODS
+
+    columns = ("name", "title", "what", "settings", "neutral", "paper")
+    rows = [{column: getattr(method, column) for column in columns} for method in METHODS.values()]
+    if as_json:
+        _say(rows)
+        return
+    table = Table("method", "what it does", "settings (--option)", show_lines=True)
+    for row in rows:
+        settings = "\n".join(f"{name}={value}" for name, value in row["settings"].items())
+        table.add_row(row["name"], "\n".join(filter(None, (row["title"], row["what"], row["paper"]))), settings)
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the contact sheet.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Which subjects.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Paint four subjects nobody trained on in four new scenes each, and let the world's truth judge."""
+    from capriccio.evaluation.demo import demo as run
+
+    with _progress("painting", quiet=as_json) as told:
+        result = run(out, told=told, seed=seed)
+    _say(result.as_dict()) if as_json else typer.echo(str(result))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a scene file."""
+    from capriccio.scene import Scene
+
+    _say(Scene.json_schema())
+
+
+@trainings.command()
+def miniature(
+    name: Annotated[str, typer.Argument(help="One model of the family, or all, in their order.")] = "all",
+    budget: Annotated[Budget, typer.Option(help="Sizes of models and batches.")] = Budget.cpu,
+    minutes: Annotated[
+        float | None, typer.Option(help="How long each model learns, over all runs; the recipe's by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of checkpoints and logs.")] = Path("runs"),
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data; the recipe's by default.")] = None,
+    start: Annotated[Path | None, typer.Option(help="A finished folder of weights to go on from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the miniature on its own world."""
+    from capriccio import assets
+    from capriccio.recipes.miniature import ORDER, Order, train
+
+    if minutes is not None and minutes <= 0:
+        raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
+    names = ORDER if name == "all" else (name,)
+    for order in [Order(each, out, budget.value, minutes, seed, start) for each in names]:
+        train(order)
+    folders = [str(assets.path(f"miniature/{each}")) for each in names]
+    _say({"folders": folders}) if as_json else typer.echo("\n".join(folders))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Readings of pictures, as small functions of pixels: same subject, right words, painted rather than pasted.
+
+Pixels are (B, 3, H, W) in [-1, 1]; scores are (B,) tensors on the processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from capriccio import assets
+
+# Root mean square difference, in [-1, 1] units, below which a subject's pixels count as found again.
+# benchmarks/miniature.py measures how often renders of the same subject fall below it, and pastes do not.
+COPY_THRESHOLD = 0.1
+
+
+def to_pixels(pictures: Sequence[Image.Image], width: int = 128, height: int = 128) -> Tensor:
+    """Return pictures as pixels (B, 3, height, width), resized where they have another size."""
+    sized = (picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for picture in pictures)
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in sized])).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def psnr(pixels: Tensor, others: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each picture in dB, (B,)."""
+    error = ((pixels - others) / 2).square().mean(dim=(1, 2, 3))
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A pair of CLIP towers with the tokenizer they were trained with."""
+
+    images: CLIPVisionModelWithProjection
+    texts: CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+
+    @torch.no_grad()
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Return unit vectors (B, D) of pixels (B, 3, H, W) in [-1, 1]."""
+        return F.normalize(self.images(pixel_values=pixels).image_embeds.float(), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit vectors (B, D) of texts."""
+        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        return F.normalize(self.texts(input_ids=tokens.input_ids).text_embeds.float(), dim=-1)
+
+
+def load_clip(folder: str = "miniature/clip") -> Clip:
+    """Load the miniature's CLIP from its asset folder."""
+    place = assets.path(folder)
+    return Clip(
+        CLIPVisionModelWithProjection.from_pretrained(place / "image_encoder", dtype=torch.float32).eval(),
+        CLIPTextModelWithProjection.from_pretrained(place / "text_encoder", dtype=torch.float32).eval(),
+        CLIPTokenizer.from_pretrained(place / "tokenizer"),
+    )
+
+
+def retrieval(images: Tensor, texts: Tensor) -> Tensor:
+    """Return for each picture whether its own text is the nearest, unit vectors (B, D) twice -> (B,) boolean."""
+    return (images @ texts.T).argmax(dim=1) == torch.arange(len(images))
+
+
+def copy_distances(references: Tensor, masks: Tensor, pixels: Tensor) -> Tensor:
+    """Return how nearly the reference's subject is found in the picture, pixel for pixel, wherever it stands.
+
+    The root mean square difference over the subject's pixels, the smallest over all whole-pixel shifts, (B,): near 0
+    for a paste, large for a subject that was painted in another size, light or state.
+
+    Args:
+        references: Pixels (B, 3, H, W).
+        masks: Where the subject is, (B, H, W) boolean.
+        pixels: Pixels (B, 3, H, W) to search.
+    """
+    return torch.stack([_copy_distance(*one) for one in zip(references, masks, pixels, strict=True)])
+
+
+def _copy_distance(reference: Tensor, mask: Tensor, picture: Tensor) -> Tensor:
+    """sum m (r - p)^2 = sum m r^2 - 2 (m r) * p + m * p^2, with * the correlation over shifts."""
+    rows, columns = (torch.where(mask.any(dim=dim))[0] for dim in (1, 0))
+    box = (..., slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    weight, wanted = mask[box].double(), (mask * reference)[box].double()
+    crossed = _correlate(wanted, picture.double()).sum(dim=0)
+    energy = _correlate(weight, picture.double().square().sum(dim=0))
+    squared = wanted.square().sum() - 2 * crossed + energy
+    return (squared.min().clamp_min(0) / (len(picture) * weight.sum())).sqrt().float()
+
+
+def _correlate(patch: Tensor, picture: Tensor) -> Tensor:
+    """Correlate (..., h, w) with (..., H, W) at every shift that keeps the patch inside, (..., H-h+1, W-w+1)."""
+    size = picture.shape[-2:]
+    spectrum = torch.fft.rfft2(patch, s=size).conj() * torch.fft.rfft2(picture)
+    height, width = (whole - part + 1 for whole, part in zip(size, patch.shape[-2:], strict=True))
+    return torch.fft.irfft2(spectrum, s=size)[..., :height, :width]

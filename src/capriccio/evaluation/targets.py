@@ -1,0 +1,195 @@
+"""The miniature against its targets: each function measures committed weights on held-out scenes and returns rows.
+
+Captions come from scenes whose combination of kind, colours and pattern was never trained on; what was painted is read
+by the reader, whose own error on renders of the same scenes is measured too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from capriccio import assets
+from capriccio.evaluation.metrics import COPY_THRESHOLD, copy_distances, load_clip, psnr, retrieval, to_pixels
+from capriccio.perception.reader import read, same_individual
+from capriccio.scene import Scene
+from capriccio.studio import Studio
+from capriccio.training.trainer import Row
+from capriccio.world.captions import caption, panel_caption
+from capriccio.world.draw import draw, draw_panels
+from capriccio.world.graph import SceneGraph, Thing, sample_panels, sample_scene
+
+Told = Callable[[int], None]
+GUIDANCE = 4.0
+_BATCH = 32
+
+
+def scenes(count: int, subjects: int = 1, seed: int = 0) -> list[SceneGraph]:
+    """Draw held-out shaded scenes without accessories, the same for the same numbers."""
+    rng = np.random.default_rng([seed, subjects])
+    return [sample_scene(rng, subjects, split="test", style="shaded", accessories=False) for _ in range(count)]
+
+
+@torch.no_grad()
+def vae(count: int = 256) -> list[Row]:
+    """Reconstruction of held-out scenes of one to four subjects."""
+    pixels = draw([graph for subjects in (1, 2, 3, 4) for graph in scenes(count // 4, subjects)]).pixels
+    return [Row("vae_psnr", float(psnr(reconstruct(load_vae(), pixels), pixels).mean()), 30.0, 36.0)]
+
+
+def clip(batches: int = 8) -> list[Row]:
+    """Pictures that find their own caption among 64 distinct ones."""
+    towers, found = load_clip(), []
+    for number in range(batches):
+        graphs, texts = _distinct(scenes(128, seed=number), 64)
+        found.append(retrieval(towers.embed_images(draw(graphs).pixels), towers.embed_texts(texts)))
+    return [Row("clip_retrieval", _rate(torch.cat(found)), 0.90, 0.99)]
+
+
+def reader(count: int = 512) -> list[Row]:
+    """The reader on real renders: what it cannot read there, it cannot be trusted to read in paintings."""
+    graphs = scenes(count)
+    reading = read(draw(graphs).pixels)
+    identities = [graph.things[0].identity for graph in graphs]
+    pairs = {
+        "kind": (reading.kind, [identity.kind for identity in identities]),
+        "colour": (reading.main, [identity.main for identity in identities]),
+        "pattern": (reading.pattern, [identity.pattern for identity in identities]),
+        "backdrop": (reading.backdrop, [graph.backdrop.kind for graph in graphs]),
+    }
+    return [Row(f"reader_{name}", _agreement(*pair), 0.97, 0.995) for name, pair in pairs.items()]
+
+
+def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: None) -> list[Row]:
+    """Kind and main colour right, one subject."""
+    graphs = scenes(count, seed=1)
+    pictures = paint(studio, _captions(graphs), told=told)
+    return [
+        Row("flux_one_subject", _rate(subjects_right(graphs, to_pixels(pictures))), 0.85, 0.98),
+        Row("oracle_one_subject", _rate(subjects_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
+    ]
+
+
+def two_subjects(studio: Studio, count: int = 96, told: Told = lambda pictures: None) -> list[Row]:
+    """Both kinds and main colours right, each on its own side."""
+    graphs = scenes(count, 2)
+    pictures = paint(studio, _captions(graphs), told=told)
+    return [
+        Row("flux_two_subjects", _rate(sides_right(graphs, to_pixels(pictures))), 0.60, 0.95),
+        Row("oracle_two_subjects", _rate(sides_right(graphs, draw(graphs).pixels)), 0.90, 0.97),
+    ]
+
+
+def two_panels(studio: Studio, count: int = 64, told: Told = lambda pictures: None) -> list[Row]:
+    """Two panels of one subject more alike than 95 % of the pairs of different subjects of its kind."""
+    rng = np.random.default_rng(2)
+    sheets = [sample_panels(rng, 1, 2, split="test", style="shaded") for _ in range(count)]
+    texts = [panel_caption(sheet, np.random.default_rng([2, number]), "kind") for number, sheet in enumerate(sheets)]
+    painted = to_pixels(paint(studio, texts, width=256, told=told), 256, 128)
+    drawn = torch.cat([draw_panels(sheet).pixels for sheet in sheets])
+    return [
+        Row("flux_panels_identity", _rate(panels_alike(painted)), 0.70, 0.95),
+        Row("oracle_panels_identity", _rate(panels_alike(drawn)), 0.90, 0.97),
+    ]
+
+
+def copy_alarm(count: int = 128) -> list[Row]:
+    """The alarm's two errors: silent on renders of the subject in another scene, loud on pastes through the VAE."""
+    rng = np.random.default_rng(3)
+    sheets = [sample_panels(rng, 1, 2, split="test", style="shaded") for _ in range(count)]
+    reference, other = (draw([sheet.scenes[panel] for sheet in sheets]) for panel in (0, 1))
+    masks = reference.subjects[:, 0]
+    pasted = torch.where(masks[:, None], reference.pixels, other.pixels)
+    with torch.no_grad():
+        through = reconstruct(load_vae(), pasted)
+    silent = copy_distances(reference.pixels, masks, other.pixels) >= COPY_THRESHOLD
+    loud = copy_distances(reference.pixels, masks, through) < COPY_THRESHOLD
+    return [
+        Row("copy_alarm_silent_on_renders", _rate(silent), 0.95, 0.99),
+        Row("copy_alarm_loud_on_pastes", _rate(loud), 0.95, 0.99),
+    ]
+
+
+def paint(studio: Studio, texts: Sequence[str], *, width: int = 128, told: Told) -> list[Image.Image]:
+    """Paint captions a batch at a time; seeds are the numbers of the captions."""
+    asked = [
+        Scene(text, width=width, height=128, seed=number, true_cfg_scale=GUIDANCE) for number, text in enumerate(texts)
+    ]
+    painted: list[Image.Image] = []
+    for start in range(0, len(asked), _BATCH):
+        painted += [painting.images[0] for painting in studio.paint_all(asked[start : start + _BATCH])]
+        told(len(painted) - start)
+    return painted
+
+
+def subjects_right(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[bool]:
+    """Return whether kind and main colour of the one subject are read as they should be."""
+    return _looks_right([graph.things[0] for graph in graphs], pixels)
+
+
+def sides_right(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[bool]:
+    """Return whether both of two subjects are read as they should be, each from its own half of the picture."""
+    sides = [sorted(graph.things, key=lambda thing: thing.x) for graph in graphs]
+    halves = [_looks_right([pair[side] for pair in sides], half_view(pixels, side)) for side in (0, 1)]
+    return [left and right for left, right in zip(*halves, strict=True)]
+
+
+def half_view(pixels: Tensor, side: int) -> Tensor:
+    """Return the left (0) or right (1) half as a picture of one subject of usual size, as the reader knows it.
+
+    Subjects of pairs are seven tenths of the size of single ones: a window of 91 pixels is enlarged to 128. It is as
+    wide as the half, 64; beyond, its last columns go on.
+
+    Args:
+        pixels: (B, 3, 128, 128).
+        side: 0 or 1.
+    """
+    half = pixels[..., 32:123, 64 * side : 64 * side + 64]
+    return F.interpolate(F.pad(half, (13, 14, 0, 0), mode="replicate"), (128, 128), mode="bilinear")
+
+
+def panels_alike(pixels: Tensor) -> Tensor:
+    """Return whether left and right panel show one individual to the reader, (B, 3, 128, 256) -> (B,) boolean."""
+    left, right = pixels.chunk(2, dim=-1)
+    return same_individual(left, right)
+
+
+def load_vae() -> AutoencoderKL:
+    """Load the miniature's VAE in single precision."""
+    return AutoencoderKL.from_pretrained(assets.path("miniature/flux"), subfolder="vae", torch_dtype=torch.float32)
+
+
+def reconstruct(model: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Return what is left of pixels (B, 3, H, W) after the latents, without noise."""
+    parts = [model.decode(model.encode(part).latent_dist.mode()).sample for part in pixels.split(_BATCH)]
+    return torch.cat(parts).clamp(-1, 1)
+
+
+def _looks_right(things: Sequence[Thing], pixels: Tensor) -> list[bool]:
+    reading = read(pixels)
+    seen = zip(reading.kind, reading.main, strict=True)
+    return [(thing.identity.kind, thing.identity.main) == pair for thing, pair in zip(things, seen, strict=True)]
+
+
+def _captions(graphs: Sequence[SceneGraph]) -> list[str]:
+    return [caption(graph, np.random.default_rng([1, number])) for number, graph in enumerate(graphs)]
+
+
+def _distinct(graphs: Sequence[SceneGraph], count: int) -> tuple[list[SceneGraph], list[str]]:
+    """The first scenes whose captions are all different."""
+    found = {text: graph for graph, text in zip(graphs, _captions(graphs), strict=True)}
+    return list(found.values())[:count], list(found)[:count]
+
+
+def _agreement(seen: Sequence[str], wanted: Sequence[str]) -> float:
+    return _rate([one == other for one, other in zip(seen, wanted, strict=True)])
+
+
+def _rate(right: Sequence[bool] | Tensor) -> float:
+    return float(torch.as_tensor(right).float().mean())

@@ -1,0 +1,1 @@
+"""Foreign checkpoint layouts, in and out."""

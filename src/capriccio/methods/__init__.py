@@ -1,0 +1,8 @@
+"""The methods: one file a paper, and the table of them, the best first."""
+
+from capriccio.methods import diptych, inpainting
+from capriccio.plan import Method
+
+METHODS: dict[str, Method] = {method.name: method for method in (diptych.METHOD, inpainting.METHOD)}
+
+__all__ = ["METHODS", "Method"]

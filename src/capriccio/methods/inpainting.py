@@ -1,0 +1,80 @@
+"""Plain inpainting: a part of an existing picture is painted anew, from the prompt alone.
+
+No paper of its own; what keeps the known part is the engine: the inpainting ControlNet, FLUX Fill, or holding the
+known latents on their path ``x_t = (1 - t) z + t e`` with the noise e that the run started from (known-region
+replacement as in RePaint, Lugmayr et al., arXiv 2201.09865, without its resampling). Pixels outside the mask are those
+of the picture given.
+
+    Scene("a hat", [Edit("cat.png", mask="head.png")])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from capriccio.canvas import Canvas, opaque, paste_back, size_like
+from capriccio.errors import CapriccioError
+from capriccio.pictures import fit, fitted_box, open_mask, open_picture
+from capriccio.plan import CANVAS, PAINT, Draft, Finish, Method, Preparation
+from capriccio.scene import Edit
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of plain inpainting.
+
+    Attributes:
+        engine: How the known part is kept; the best at hand if ``None``.
+        control_scale: Strength of the inpainting ControlNet, 0.95 as its authors recommend.
+    """
+
+    engine: Literal["controlnet", "fill", "hold"] | None = None
+    control_scale: float = 0.95
+
+
+def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
+    """Lay the picture on a canvas of its own shape, paint the mask, put the result back into the picture."""
+    (edit,) = conditions
+    picture = opaque(open_picture(edit.image))
+    mask = open_mask(edit.mask, picture.size, "mask of the edit")
+    draft = _sized(draft.inpaint(options.engine), picture.size)
+    size = draft.settings.width, draft.settings.height
+    fitted, sentence = fit(picture, *size, edit.fit)
+    paint = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
+    if not paint.any():
+        raise CapriccioError("Nothing of the edit's mask is left after cropping; use fit='pad' or a larger mask.")
+    box = fitted_box(picture.size, size, edit.fit)
+    return replace(
+        draft.add(
+            Preparation(CANVAS, "picture", sentence, lambda: fitted),
+            Preparation(PAINT, "mask", f"the mask of the edit, {paint.mean():.0%} of the canvas", lambda: paint),
+        ).say(*filter(None, [draft.backbone.defaults.caution])),
+        canvas=Canvas(*size, draft.backbone.token),
+        control_scale=options.control_scale if draft.engine == "controlnet" else 1.0,
+        groups={"image:edit": paint, "image:known": ~paint},
+        finish=(Finish("put it into the picture given", lambda found, _: paste_back(found, picture, mask, box)),),
+    )
+
+
+def _sized(draft: Draft, picture: tuple[int, int]) -> Draft:
+    """Take the picture's shape where the scene gives no size and the backbone can paint any."""
+    defaults, scene, settings = draft.backbone.defaults, draft.scene, draft.settings
+    if defaults.own or scene.width is not None or scene.height is not None:
+        return draft
+    width, height = size_like(*picture, defaults.width * defaults.height, draft.backbone.token)
+    return replace(draft, settings=replace(settings, width=width, height=height))
+
+
+METHOD = Method(
+    name="inpainting",
+    title="plain inpainting",
+    paper="",
+    what="paint a part of an existing picture anew",
+    takes=(frozenset({"edit"}),),
+    options=Options,
+    plan=plan,
+)

@@ -1,0 +1,1 @@
+"""Trainable networks of our own, as plain modules."""

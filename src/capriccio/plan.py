@@ -1,0 +1,586 @@
+"""The plan: what a scene becomes on a backbone, made with no forward pass of the denoiser.
+
+A *method* is a function from a draft to a draft: it lays out the canvas, adds preparations, an attention program, a
+finish. What is common to all methods is settled here: sizes, text, guidance, weights, cost, and every conflict. The
+table of methods is handed in; a plan knows none of them. One plan is one phase of constant token layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+from PIL import Image
+
+from capriccio.attention import AttentionProgram, CompiledProgram, TokenLayout, compile_program
+from capriccio.backbones.base import Backbone
+from capriccio.canvas import Canvas, Mask
+from capriccio.errors import CapriccioError, nearest
+from capriccio.guidance import Branch, Chain, classifier_free
+from capriccio.scene import Condition, Lora, Scene
+
+T = TypeVar("T")
+
+CANVAS, PAINT, KNOWN = "canvas", "paint", "known"
+"""Outputs of preparations that the run itself reads: the whole canvas, its mask (paint where true), the known part."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Something done once before sampling.
+
+    Attributes:
+        name: Of its output.
+        kind: What the output is, in words.
+        says: What is done.
+        run: Takes the outputs of ``needs``, in order.
+        needs: Names of earlier outputs.
+    """
+
+    name: str
+    kind: str
+    says: str
+    run: Callable[..., Any]
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Something done to a painted canvas: takes the picture and all outputs of the preparations."""
+
+    says: str
+    run: Callable[[Image.Image, Mapping[str, Any]], Image.Image]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a run, as `Scene` names them."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    true_cfg_scale: float
+    max_sequence_length: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan in the making; methods replace what they decide.
+
+    Attributes:
+        scene: What is asked for.
+        backbone: Where it is painted.
+        settings: The numbers that hold, the scene's own included.
+        prompt: The whole prompt.
+        canvas: What is painted at once; the picture itself if ``None``.
+        engine: How the known part of the canvas is kept, if there is one.
+        control_scale: Strength of an inpainting ControlNet.
+        groups: Named groups of image tokens, by the region of the canvas that they cover.
+        program: Edits of attention.
+        preparations: In order.
+        finish: In order.
+        notes: Sentences that the person should read.
+    """
+
+    scene: Scene
+    backbone: Backbone
+    settings: Settings
+    prompt: str
+    canvas: Canvas | None = None
+    engine: str | None = None
+    control_scale: float = 1.0
+    groups: Mapping[str, Mask] = field(default_factory=dict)
+    program: AttentionProgram = field(default_factory=AttentionProgram)
+    preparations: tuple[Preparation, ...] = ()
+    finish: tuple[Finish, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def adopt(self, **numbers: Any) -> Draft:
+        """Take a paper's settings, unless the backbone's belong to it or the scene has its own."""
+        if self.backbone.defaults.own:
+            return self
+        mine = {name: value for name, value in numbers.items() if getattr(self.scene, name) is None}
+        return replace(self, settings=replace(self.settings, **mine))
+
+    def add(self, *preparations: Preparation) -> Draft:
+        """Add preparations."""
+        return replace(self, preparations=self.preparations + preparations)
+
+    def say(self, *notes: str) -> Draft:
+        """Add sentences."""
+        return replace(self, notes=self.notes + notes)
+
+    def inpaint(self, engine: str | None) -> Draft:
+        """Choose how the known part is kept.
+
+        Args:
+            engine: Its name, or ``None`` for the best at hand.
+
+        Raises:
+            CapriccioError: If the backbone does not have it.
+        """
+        at_hand = self.backbone.engines
+        if engine is None:
+            return replace(self, engine=at_hand[0])
+        if engine not in at_hand:
+            raise CapriccioError(
+                f"engine {engine!r} is not at hand on {self.backbone.name!r}, which has {', '.join(at_hand)}; open it "
+                "with inpainting= a folder of the inpainting ControlNet or of FLUX Fill."
+            )
+        return replace(self, engine=engine)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table of methods: a paper, or plain painting.
+
+    Attributes:
+        name: As ``by=`` names it.
+        title: Of the paper.
+        paper: Its address, or nothing.
+        what: It does, in one line.
+        takes: Each set of kinds of condition that it can paint from.
+        options: A dataclass of its own settings, with defaults.
+        plan: Adds the method to a draft, given the conditions and the settings.
+        neutral: The setting at which it changes nothing.
+    """
+
+    name: str
+    title: str
+    paper: str
+    what: str
+    takes: tuple[frozenset[str], ...]
+    options: type
+    plan: Callable[[Draft, Sequence[Any], Any], Draft]
+    neutral: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its own settings and their defaults; ``None`` is the best for the backbone."""
+        return _as_data(self.options())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs, counted rather than measured.
+
+    Attributes:
+        text_tokens: In one row.
+        image_tokens: In one row.
+        forwards: Of the denoiser, for one picture.
+        flops: Of all forwards, for one picture.
+        weights: Bytes of all weights.
+        working: Bytes of one block's activations, about, for the rows painted together.
+    """
+
+    text_tokens: int
+    image_tokens: int
+    forwards: int
+    flops: int
+    weights: int
+    working: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.forwards} forwards of {self.text_tokens} + {self.image_tokens} tokens, {_si(self.flops)}FLOP a "
+            f"picture; weights {_si(self.weights)}B, activations of a block about {_si(self.working)}B"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will happen; print it, or take `as_dict`."""
+
+    scene: Scene
+    backbone: str
+    method: Method | None
+    options: Any
+    settings: Settings
+    prompt: str
+    canvas: Canvas
+    engine: str | None
+    control_scale: float
+    guidance_scale: float | None
+    branches: tuple[Branch, ...]
+    guidance: Chain
+    compiled: CompiledProgram
+    loras: tuple[Lora, ...]
+    preparations: tuple[Preparation, ...]
+    finish: tuple[Finish, ...]
+    rows: int
+    cost: Cost
+    notes: tuple[str, ...]
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The joint sequence and its named groups."""
+        return self.compiled.layout
+
+    @property
+    def batch_key(self) -> tuple[Any, ...]:
+        """Equal for plans whose pictures can share one forward."""
+        groups = tuple((name, mask.tobytes()) for name, mask in self.layout.groups.items() if name.startswith("image"))
+        named = self.compiled.program.edits if any(_names_words(edit) for edit in self.compiled.program) else ()
+        texts = tuple((name, mask.tobytes()) for name, mask in self.layout.groups.items()) if named else ()
+        own = (self.canvas.grid, self.engine, self.control_scale, self.guidance_scale, self.guidance, self.loras)
+        steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
+        return (*own, *steps, self.compiled.program, groups, texts)
+
+    def sections(self) -> dict[str, list[str]]:
+        """Return the plan in words, by heading."""
+        return {
+            "method": [_method_words(self.method, self.options)],
+            "prepare": [f"{p.name} ({p.kind}): {p.says}" for p in self.preparations],
+            "canvas": [str(self.canvas), _engine_words(self.engine, self.control_scale)],
+            "tokens": [str(self.layout)],
+            "attention": self.compiled.lines() or ["no edits: the stock calls"],
+            "branches": [f"{branch.role}: {branch.prompt!r}" for branch in self.branches],
+            "guidance": [self._guidance_words()],
+            "steps": [f"{self.settings.num_inference_steps}, {self.scene.scheduler or 'the scheduler of the model'}"],
+            "weights": [_lora_words(lora) for lora in self.loras] or ["no LoRA"],
+            "finish": ["decode", *(finish.says for finish in self.finish)],
+            "pictures": [f"{self._seed_words()}, {self.rows} together"],
+            "cost": [str(self.cost)],
+            "notes": list(self.notes),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as data that JSON can hold."""
+        numbers = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
+        return {
+            "backbone": self.backbone,
+            "method": self.method and self.method.name,
+            "options": _as_data(self.options),
+            "engine": self.engine,
+            "settings": numbers | {"guidance_scale": self.guidance_scale},
+            "coefficients": self.guidance.coefficients,
+            "seeds": list(self.scene.all_seeds()),
+            "cost": _as_data(self.cost),
+            "sections": self.sections(),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"plan for {self.scene.prompt!r} on {self.backbone}"]
+        for heading, entries in self.sections().items():
+            for index, entry in enumerate(entries):
+                lines.append(f"  {heading if index == 0 else '':<11}{entry}")
+        return "\n".join(lines)
+
+    def _guidance_words(self) -> str:
+        embedded = "" if self.guidance_scale is None else f"; embedded guidance {self.guidance_scale:g} in each"
+        return f"{self.guidance}{embedded}"
+
+    def _seed_words(self) -> str:
+        seeds = self.scene.all_seeds()
+        shown = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
+        return f"{len(seeds)} picture{'s' * (len(seeds) > 1)}, seed{'s' * (len(seeds) > 1)} {shown}"
+
+
+def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -> Plan:
+    """Turn a scene into a plan.
+
+    Args:
+        scene: What is asked for.
+        backbone: Where it is painted.
+        methods: The table of methods by name, the best first.
+
+    Raises:
+        CapriccioError: If something cannot be done, or would have no effect.
+    """
+    conditions = [condition for condition in scene.conditions if not isinstance(condition, Lora)]
+    for lora in scene.conditions:
+        if isinstance(lora, Lora) and (lora.by or lora.options):
+            raise CapriccioError(f"The LoRA {lora.path!r} names a method or options, but needs none; leave them out.")
+    method = choose_method(conditions, methods)
+    draft, options = Draft(scene, backbone, _settings(scene, backbone), scene.words), None
+    if method is not None:
+        options = read_options(method, conditions)
+        draft = method.plan(draft, conditions, options)
+    return _settle(draft, method, options)
+
+
+def choose_method(conditions: Sequence[Condition], table: Mapping[str, Method]) -> Method | None:
+    """Return the method that paints these conditions: the one they name, else the first that takes them.
+
+    Raises:
+        CapriccioError: If a name is unknown, or no method takes them together.
+    """
+    if not conditions:
+        return None
+    kinds = sorted(condition.kind for condition in conditions)
+    asked = list(dict.fromkeys(condition.by for condition in conditions if condition.by is not None))
+    for name in asked:
+        if name not in table:
+            raise CapriccioError(f"by={name!r} names no method; {nearest(name, table)}")
+    if len(asked) > 1:
+        raise CapriccioError(
+            f"The conditions ask for {' and '.join(asked)}, but each lays out the whole canvas; name one of them."
+        )
+    able = [table[asked[0]]] if asked else list(table.values())
+    for method in able:
+        if any(sorted(takes) == kinds for takes in method.takes):
+            return method
+    choices = "; ".join(f"{m.name} takes {' or '.join(' + '.join(sorted(t)) for t in m.takes)}" for m in able)
+    raise CapriccioError(f"Nothing here paints {' + '.join(kinds)} together: {choices}; leave something out.")
+
+
+def read_options(method: Method, conditions: Sequence[Condition]) -> Any:
+    """Return the settings of a method that the conditions give, checked.
+
+    Raises:
+        CapriccioError: If a name is unknown, a value is of the wrong type, or two conditions disagree.
+    """
+    given: dict[str, Any] = {}
+    hints = get_type_hints(method.options)
+    for name, value in (item for condition in conditions for item in condition.options.items()):
+        if name not in hints:
+            hint = nearest(name, hints) if hints else "it has none"
+            raise CapriccioError(f"{method.name} has no option {name!r}; {hint}")
+        if name in given and given[name] != value:
+            raise CapriccioError(f"option {name!r} was given as {given[name]!r} and as {value!r}; give it once.")
+        given[name] = _as_type(f"option {name!r} of {method.name}", value, hints[name])
+    return method.options(**given)
+
+
+def prepare(plan: Plan) -> dict[str, Any]:
+    """Run the preparations of a plan and return their outputs by name."""
+    outputs: dict[str, Any] = {}
+    for step in plan.preparations:
+        outputs[step.name] = step.run(*(outputs[name] for name in step.needs))
+    return outputs
+
+
+def _settings(scene: Scene, backbone: Backbone) -> Settings:
+    names = [f.name for f in fields(Settings)]
+    asked = {name: getattr(scene, name) for name in names}
+    own = {name: getattr(backbone.defaults, name) for name in names}
+    return Settings(**{name: own[name] if asked[name] is None else asked[name] for name in names})
+
+
+def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
+    draft = _from_nothing(draft)
+    _check_settings(draft)
+    guidance, negative, notes = _guidance(draft)
+    prompts = {"positive": draft.prompt, "negative": negative}
+    branches = tuple(Branch(role, prompts[role]) for role in guidance.roles)
+    draft = _with_room(draft, branches).say(*notes, *_lora_notes(draft.scene))
+    draft = _encoding(draft, branches)
+    layout = _layout(draft)
+    compiled = compile_program(
+        draft.program,
+        layout,
+        layers=draft.backbone.layers(draft.engine),
+        num_steps=draft.settings.num_inference_steps,
+    )
+    rows = min(len(draft.scene.all_seeds()), draft.backbone.defaults.rows)
+    embeds = draft.backbone.embeds_guidance(draft.engine)
+    return Plan(
+        scene=draft.scene,
+        backbone=draft.backbone.name,
+        method=method,
+        options=options,
+        settings=draft.settings,
+        prompt=draft.prompt,
+        canvas=_canvas(draft),
+        engine=draft.engine,
+        control_scale=draft.control_scale,
+        guidance_scale=draft.settings.guidance_scale if embeds else None,
+        branches=branches,
+        guidance=guidance,
+        compiled=compiled,
+        loras=_loras(draft.scene),
+        preparations=draft.preparations,
+        finish=draft.finish,
+        rows=rows,
+        cost=_cost(draft, compiled, branches, rows),
+        notes=draft.notes,
+    )
+
+
+def _canvas(draft: Draft) -> Canvas:
+    settings = draft.settings
+    return draft.canvas or Canvas(settings.width, settings.height, draft.backbone.token)
+
+
+def _from_nothing(draft: Draft) -> Draft:
+    """Paint from text with a backbone that only fills: everything is masked."""
+    if draft.engine is not None or draft.backbone.can_start_from_text:
+        return draft
+    canvas = _canvas(draft)
+    size, shape = (canvas.width, canvas.height), (canvas.height, canvas.width)
+    blank = Preparation(CANVAS, "picture", "an empty canvas", lambda: Image.new("RGB", size))
+    paint = Preparation(PAINT, "mask", "all of it", lambda: np.ones(shape, bool))
+    note = "This model only fills; the prompt alone is painted by filling an empty canvas."
+    return draft.inpaint("fill").add(blank, paint).say(note)
+
+
+def _check_settings(draft: Draft) -> None:
+    scene, backbone, settings = draft.scene, draft.backbone, draft.settings
+    if scene.guidance_scale is not None and not backbone.embeds_guidance(draft.engine):
+        raise CapriccioError(
+            f"guidance_scale={scene.guidance_scale:g} was given, but {backbone.name!r} has no embedded guidance; "
+            f"use true_cfg_scale, here {backbone.defaults.true_cfg_scale:g} by default."
+        )
+    if scene.scheduler is not None and scene.scheduler not in backbone.schedulers:
+        hint = nearest(scene.scheduler, backbone.schedulers)
+        raise CapriccioError(f"scheduler {scene.scheduler!r} is unknown here; {hint}")
+    longest = backbone.defaults.longest_text
+    if settings.max_sequence_length > longest:
+        raise CapriccioError(
+            f"max_sequence_length={settings.max_sequence_length} was given, but {backbone.name!r} reads at most "
+            f"{longest} text tokens; give that or fewer."
+        )
+    if draft.canvas is None:
+        _canvas(draft)
+
+
+def _guidance(draft: Draft) -> tuple[Chain, str, list[str]]:
+    """Return the guidance equation, the negative prompt, and what should be said about them."""
+    scale, negative = draft.settings.true_cfg_scale, draft.scene.negative_prompt
+    chain = classifier_free(scale)
+    if "negative" not in chain.roles and negative is not None:
+        return chain, negative, ["negative_prompt has no effect, because true_cfg_scale is 1; 3 to 5 is usual."]
+    if "negative" in chain.roles and negative is None and draft.scene.true_cfg_scale is not None:
+        note = f"No negative_prompt was given: true_cfg_scale {scale:g} steers away from the empty prompt."
+        return chain, "", [note]
+    return chain, negative or "", []
+
+
+def _encoding(draft: Draft, branches: Sequence[Branch]) -> Draft:
+    """Add the encoding of the prompts and of the known part of the canvas."""
+    length, backbone, engine = draft.settings.max_sequence_length, draft.backbone, draft.engine
+    for branch in branches:
+        run = _bound(backbone.encode_text, branch.prompt, length)
+        draft = draft.add(Preparation(f"text:{branch.role}", f"{length} text tokens", "encode the prompt", run))
+    if engine is None:
+        return draft
+    known = Preparation(
+        KNOWN,
+        "latents",
+        f"encode what the engine {engine!r} keeps",
+        lambda canvas, paint: backbone.known(engine, canvas, paint),
+        (CANVAS, PAINT),
+    )
+    return draft.add(known)
+
+
+def _bound(function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+    return lambda: function(*arguments)
+
+
+def _with_room(draft: Draft, branches: Sequence[Branch]) -> Draft:
+    """Read as many text tokens as the prompts need, and say what is lost where that cannot be."""
+    needs = {branch.role: draft.backbone.word_count(branch.prompt) for branch in branches}
+    need, longest = max(needs.values()), draft.backbone.defaults.longest_text
+    if draft.scene.max_sequence_length is None and need > draft.settings.max_sequence_length:
+        # In steps of 16, so that pictures of similar prompts can still be painted together.
+        room = min(longest, 16 * ceil(need / 16))
+        draft = replace(draft, settings=replace(draft.settings, max_sequence_length=room))
+    length = draft.settings.max_sequence_length
+    return draft.say(
+        *(
+            f"The {role} prompt has {need} text tokens and only {length} are read: its end is lost; "
+            + ("shorten it." if length == longest else f"set max_sequence_length to {min(longest, need)}.")
+            for role, need in needs.items()
+            if need > length
+        )
+    )
+
+
+def _layout(draft: Draft) -> TokenLayout:
+    """Name the tokens of the joint sequence, text first: all text, the words of each condition, image regions."""
+    length, canvas = draft.settings.max_sequence_length, _canvas(draft)
+    total = length + canvas.num_tokens
+    groups: dict[str, Mask] = {"text": np.arange(total) < length}
+    for name in dict.fromkeys(name for name, _, _ in draft.scene.mentions):
+        said = draft.backbone.word_tokens(draft.prompt, name, length)
+        groups |= {f"text:{name}": np.concatenate([said, np.zeros(canvas.num_tokens, bool)])} if said.any() else {}
+    regions = draft.groups or {"image": np.ones((canvas.height, canvas.width), bool)}
+    for name, region in regions.items():
+        groups[name] = np.concatenate([np.zeros(length, bool), canvas.tokens(region)])
+    return TokenLayout(total, groups)
+
+
+def _loras(scene: Scene) -> tuple[Lora, ...]:
+    # A weight of 0 leaves a LoRA out, so that it is the model without it to the last bit.
+    return tuple(lora for lora in scene.conditions if isinstance(lora, Lora) and lora.weight != 0)
+
+
+def _lora_notes(scene: Scene) -> list[str]:
+    left_out = [lora.path for lora in scene.conditions if isinstance(lora, Lora) and lora.weight == 0]
+    return [f"The LoRA {path!r} has weight 0 and is left out." for path in left_out]
+
+
+def _cost(draft: Draft, compiled: CompiledProgram, branches: Sequence[Branch], rows: int) -> Cost:
+    backbone, engine, canvas = draft.backbone, draft.engine, _canvas(draft)
+    text, steps = draft.settings.max_sequence_length, draft.settings.num_inference_steps
+    heads, width = backbone.heads(engine)
+    linear = steps * len(branches) * backbone.flops(engine, text, canvas.num_tokens)
+    attention = sum(
+        sum(compiled.flops(heads, width, step, branch.role)) for step in range(steps) for branch in branches
+    )
+    # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
+    working = 12 * 4 * rows * compiled.layout.length * heads * width
+    return Cost(text, canvas.num_tokens, steps * len(branches), linear + attention, backbone.memory, working)
+
+
+def _names_words(edit: Any) -> bool:
+    names = [names if isinstance(names, tuple) else (names,) for names in (edit.queries, edit.keys)]
+    return any(name.startswith("text:") for group in names for name in group)
+
+
+def _method_words(method: Method | None, options: Any) -> str:
+    if method is None:
+        return "none: text to image"
+    settings = ", ".join(f"{name}={value!r}" for name, value in _as_data(options).items() if value is not None)
+    return f"{method.name}: {method.title}" + (f", {method.paper}" if method.paper else "") + f" ({settings})"
+
+
+def _engine_words(engine: str | None, control_scale: float) -> str:
+    return {
+        None: "nothing is known; all of it is painted",
+        "controlnet": f"engine controlnet: the inpainting ControlNet at {control_scale:g} shows the known part",
+        "fill": "engine fill: FLUX Fill reads the known part as input channels",
+        "hold": "engine hold: known latents are held on their path from the noise of the run, without training",
+    }[engine]
+
+
+def _lora_words(lora: Lora) -> str:
+    # Without its folder: plans travel inside pictures.
+    return f"LoRA {lora.name or Path(lora.path).name} x {lora.weight:g}"
+
+
+def _as_data(thing: Any) -> dict[str, Any]:
+    return {} if thing is None else {f.name: getattr(thing, f.name) for f in fields(thing)}
+
+
+def _as_type(what: str, value: Any, hint: Any) -> Any:
+    """Return a value that JSON holds as the type of an option."""
+    if type(None) in get_args(hint):
+        kinds = [option for option in get_args(hint) if option is not type(None)]
+        return None if value is None else _as_type(what, value, kinds[0])
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise CapriccioError(f"{what} received {value!r}; {nearest(str(value), map(str, get_args(hint)))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise CapriccioError(f"{what} received {value!r}, but expects {_TYPES[hint]}; give one.")
+    return value
+
+
+_TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+
+
+def _si(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(number) < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} E"

@@ -1,0 +1,180 @@
+"""Painting a plan: the predictor, and the one denoising loop.
+
+The loop is scheduler x predictor. The predictor is one guided prediction at (x_t, t): it runs the branches of the
+guidance equation, tells the attention program which step and which branch it is, and combines. Whoever needs a
+prediction without the loop (training, distillation) takes the predictor alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from capriccio.attention import Attachment, attach
+from capriccio.backbones.base import Backbone, Inputs, Known, Text
+from capriccio.canvas import hold
+from capriccio.errors import Cancelled
+from capriccio.guidance import Chain
+from capriccio.plan import KNOWN, Plan, prepare
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Steps that are done.
+        total: Steps of the run, over all its batches.
+        preview: Decodes the present estimate of the first picture; costs one pass of the VAE's decoder.
+    """
+
+    step: int
+    total: int
+    preview: Callable[[], Image.Image]
+
+
+Callback = Callable[[Progress], bool | None]
+"""Told after each step; returning ``False``, or raising `capriccio.Cancelled`, ends the run."""
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One picture of a run: finished, and the whole canvas that it was cut from."""
+
+    image: Image.Image
+    canvas: Image.Image
+
+
+class Predictor:
+    """One guided prediction at (x_t, t).
+
+    Args:
+        backbone: Whose denoiser predicts.
+        guidance: How predictions are combined.
+        texts: One for each role of the guidance, of as many rows as the latents.
+        inputs: What every forward shares.
+        attachment: The attention program at work.
+    """
+
+    def __init__(
+        self, backbone: Backbone, guidance: Chain, texts: Mapping[str, Text], inputs: Inputs, attachment: Attachment
+    ) -> None:
+        self.backbone, self.guidance, self.texts = backbone, guidance, texts
+        self.inputs, self.attachment = inputs, attachment
+
+    def __call__(self, latents: Tensor, time: Tensor, step: int) -> Tensor:
+        """Return the guided velocity (B, N, C) at one timestep (0 to 1000), which is the given step of the run."""
+        predictions = {}
+        for role in self.guidance.roles:
+            self.attachment.set(step=step, roles=(role,) * latents.shape[0])
+            predictions[role] = self.backbone.predict(latents, time, self.texts[role], role, self.inputs)
+        return self.guidance.combine(predictions)
+
+
+@torch.no_grad()
+def denoise(
+    predictor: Callable[[Tensor, Tensor, int], Tensor],
+    scheduler: Any,
+    latents: Tensor,
+    known: Known | None = None,
+    told: Callable[[int, Tensor], None] = lambda step, estimate: None,
+) -> Tensor:
+    """The denoising loop: from noise to clean latents.
+
+    Args:
+        predictor: Returns the velocity at (x_t, t, index of the step).
+        scheduler: With its timesteps set.
+        latents: Noise (B, N, C).
+        known: Latents to hold on their path, if any.
+        told: Called after each step with the number of steps done and the present estimate of the clean latents.
+    """
+    noise = latents
+    for step, time in enumerate(scheduler.timesteps):
+        velocity = predictor(latents, time, step)
+        estimate = latents - scheduler.sigmas[step].to(latents) * velocity
+        latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
+        if known is not None and known.keep is not None:
+            latents = hold(latents, known.latents, noise, known.keep, scheduler.sigmas[step + 1].to(latents))
+        told(step + 1, estimate)
+    return latents
+
+
+def count_steps(plans: Sequence[Plan], backbone: Backbone) -> int:
+    """Return how many steps `paint` takes for these plans, over all its batches."""
+    pictures = sum(len(plan.scene.all_seeds()) for plan in plans)
+    return ceil(pictures / backbone.defaults.rows) * plans[0].settings.num_inference_steps
+
+
+def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None = None) -> list[list[Painted]]:
+    """Paint plans whose pictures can share forwards.
+
+    Args:
+        plans: Of equal `batch_key`.
+        backbone: The one they were made for.
+        callback: Told after each step.
+
+    Returns:
+        For each plan, one picture for each of its seeds.
+    """
+    rows = [(index, seed) for index, plan in enumerate(plans) for seed in plan.scene.all_seeds()]
+    size, results = backbone.defaults.rows, [[] for _ in plans]
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    first = plans[0]
+    with backbone.adapters(first.engine, first.loras):
+        try:
+            outputs = [prepare(plan) for plan in plans]
+            with attach(backbone.denoiser(first.engine), first.compiled) as attachment:
+                for number, batch in enumerate(batches):
+                    report = _report(callback, backbone, plans, number)
+                    latents = _run(plans, outputs, backbone, batch, attachment, report)
+                    for (index, _), canvas in zip(batch, backbone.decode(latents, *first.canvas.grid), strict=True):
+                        results[index].append(_finished(plans[index], outputs[index], canvas))
+        finally:
+            backbone.free()
+    return results
+
+
+def _run(
+    plans: Sequence[Plan],
+    outputs: Sequence[Mapping[str, Any]],
+    backbone: Backbone,
+    batch: Sequence[tuple[int, int]],
+    attachment: Attachment,
+    told: Callable[[int, Tensor], None],
+) -> Tensor:
+    plan, own = plans[0], [outputs[index] for index, _ in batch]
+    known = None if plan.engine is None else Known.stack([output[KNOWN] for output in own])
+    texts = {role: Text.stack([output[f"text:{role}"] for output in own]) for role in plan.guidance.roles}
+    inputs = Inputs(plan.canvas.grid, plan.engine, known, plan.guidance_scale, plan.control_scale)
+    noise = torch.cat([backbone.noise(seed, *plan.canvas.grid) for _, seed in batch])
+    scheduler = backbone.schedule(plan.scene.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
+    predictor = Predictor(backbone, plan.guidance, texts, inputs, attachment)
+    return denoise(predictor, scheduler, noise, known, told)
+
+
+def _finished(plan: Plan, outputs: Mapping[str, Any], canvas: Image.Image) -> Painted:
+    image = canvas
+    for finish in plan.finish:
+        image = finish.run(image, outputs)
+    return Painted(image, canvas)
+
+
+def _report(
+    callback: Callback | None, backbone: Backbone, plans: Sequence[Plan], batch: int
+) -> Callable[[int, Tensor], None]:
+    """Tell the callback about the steps of one batch among several."""
+    grid, before = plans[0].canvas.grid, batch * plans[0].settings.num_inference_steps
+    total = count_steps(plans, backbone)
+
+    def told(step: int, estimate: Tensor) -> None:
+        progress = Progress(before + step, total, lambda: backbone.decode(estimate[:1], *grid)[0])
+        if callback is not None and callback(progress) is False:
+            raise Cancelled("The painting was cancelled.")
+
+    return told

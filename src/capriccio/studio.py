@@ -1,0 +1,194 @@
+"""The studio: a loaded backbone, what it will do, and what it paints.
+
+    studio = Studio.open("miniature")
+    print(studio.plan(scene))
+    studio.paint(scene).save("snow.png")
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import capriccio
+from capriccio import pictures
+from capriccio.backbones.flux import FluxBackbone
+from capriccio.backbones.loading import Memory, open_backbone, out_of_memory
+from capriccio.methods import METHODS
+from capriccio.plan import Plan, make_plan
+from capriccio.sampling import Callback, Painted, Progress, count_steps, paint
+from capriccio.scene import Scene
+
+_VERSIONS = ("torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True, eq=False)
+class Painting:
+    """What was painted.
+
+    Attributes:
+        scene: What was asked for.
+        plan: What was done.
+        images: One for each seed.
+        canvases: The whole canvases that they were cut from.
+        readings: Seconds, and what else was measured.
+        weights: Hashes of the weights that painted.
+    """
+
+    scene: Scene
+    plan: Plan
+    images: list[Image.Image]
+    canvases: list[Image.Image]
+    readings: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str], recipe: bool = True) -> list[Path]:
+        """Save the pictures as PNG files that carry their recipe.
+
+        Args:
+            path: Of the picture; where there are several, the seed is put before the ending.
+            recipe: Whether the files say how they were painted.
+        """
+        seeds, path = self.scene.all_seeds(), Path(path)
+        places = [path if len(seeds) == 1 else path.with_stem(f"{path.stem}-{seed}") for seed in seeds]
+        if len(set(places)) < len(places):
+            places = [path.with_stem(f"{path.stem}-{index}") for index in range(len(seeds))]
+        return [
+            pictures.save_png(image, place, self.recipe(seed) if recipe else None)
+            for place, seed, image in zip(places, seeds, self.images, strict=True)
+        ]
+
+    def recipe(self, seed: int) -> dict[str, Any]:
+        """Return what painted the picture of a seed: scene, inputs, model, versions, weights."""
+        scene = self.scene.single(seed).recipe()
+        return {
+            "scene": scene,
+            "model": self.plan.backbone,
+            "plan": str(self.plan).splitlines(),
+            "versions": _versions(),
+            "weights": dict(self.weights),
+        }
+
+
+class Studio:
+    """A loaded backbone that plans and paints scenes.
+
+    Args:
+        pipe: A diffusers pipeline of the FLUX family, used as it is and given back unchanged; or a backbone.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.backbone = pipe if isinstance(pipe, FluxBackbone) else FluxBackbone(pipe)
+
+    @classmethod
+    def open(
+        cls,
+        name: str | os.PathLike[str] = "miniature",
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        memory: Memory = "full",
+        inpainting: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | None = None,
+    ) -> Studio:
+        """Load a model and open a studio with it.
+
+        Args:
+            name: ``"miniature"``, a repository of the Hub, a folder, or a single file of weights.
+            device: Where to paint; an accelerator if there is one.
+            dtype: Of the weights; bfloat16 on an accelerator, float32 on a CPU.
+            memory: ``"full"``, ``"offload"``, ``"sequential"``, ``"8bit"`` or ``"4bit"``.
+            inpainting: A folder or repository of the inpainting ControlNet (alimama layout) or of FLUX Fill.
+            config: For a single file: a pipeline folder or repository with everything that the file lacks.
+
+        Raises:
+            CapriccioError: If something is not found, does not fit together, or does not fit in memory.
+        """
+        return cls(
+            open_backbone(name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config)
+        )
+
+    def plan(self, scene: Scene) -> Plan:
+        """Say what painting a scene will do and cost, without a forward pass of the denoiser.
+
+        Raises:
+            CapriccioError: If the scene cannot be painted here.
+        """
+        return make_plan(scene, self.backbone, METHODS)
+
+    def paint(self, scene: Scene, callback: Callback | None = None) -> Painting:
+        """Paint a scene, one picture for each of its seeds.
+
+        Args:
+            scene: What to paint.
+            callback: Told after each step; returning ``False`` or raising `capriccio.Cancelled` ends the run.
+
+        Raises:
+            CapriccioError: If the scene cannot be painted here.
+            Cancelled: If the callback ended the run.
+        """
+        return self.paint_all([scene], callback)[0]
+
+    def paint_all(self, scenes: Sequence[Scene], callback: Callback | None = None) -> list[Painting]:
+        """Paint scenes; those with equal canvas, edits and numbers are painted together."""
+        plans = [self.plan(scene) for scene in scenes]
+        groups: dict[Any, list[int]] = {}
+        for index, plan in enumerate(plans):
+            groups.setdefault(plan.batch_key, []).append(index)
+        lengths = [count_steps([plans[i] for i in members], self.backbone) for members in groups.values()]
+        paintings: dict[int, Painting] = {}
+        for number, members in enumerate(groups.values()):
+            started = time.perf_counter()
+            told = _shifted(callback, sum(lengths[:number]), sum(lengths))
+            results = self._paint([plans[index] for index in members], told)
+            seconds = (time.perf_counter() - started) / len(members)
+            for index, painted in zip(members, results, strict=True):
+                paintings[index] = self._painting(plans[index], painted, seconds)
+        return [paintings[index] for index in range(len(plans))]
+
+    def _paint(self, plans: Sequence[Plan], callback: Callback | None) -> list[list[Painted]]:
+        # A CPU kills a process that asks for too much instead of telling it.
+        if self.backbone.device.type == "cpu" and plans[0].cost.working > _free_memory():
+            raise out_of_memory(self.backbone.name)
+        try:
+            return paint(plans, self.backbone, callback)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise out_of_memory(self.backbone.name) from None
+
+    def _painting(self, plan: Plan, painted: Sequence[Painted], seconds: float) -> Painting:
+        images, canvases = [one.image for one in painted], [one.canvas for one in painted]
+        return Painting(plan.scene, plan, images, canvases, {"seconds": round(seconds, 2)}, self.weights)
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Hashes of the weights, by component."""
+        return self.backbone.fingerprint()
+
+
+def _shifted(callback: Callback | None, before: int, total: int) -> Callback | None:
+    """Return a callback that hears of one group among several."""
+    if callback is None:
+        return None
+    return lambda progress: callback(replace(progress, step=before + progress.step, total=total))
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _versions() -> dict[str, str]:
+    found = {"capriccio": capriccio.__version__, "python": platform.python_version()}
+    return found | {name: version(name) for name in _VERSIONS}
+
+
+__all__ = ["Painting", "Progress", "Studio"]

@@ -1,0 +1,316 @@
+"""The command line: what is typed becomes a scene, what is wrong becomes one sentence, and help comes at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from capriccio import pictures
+from capriccio.cli import app
+from capriccio.errors import Cancelled
+from capriccio.scene import Edit, Lora, Scene, Style, Subject
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+class Painting:
+    """What a studio gives back: one white picture."""
+
+    readings: dict[str, Any] = {"seconds": 1.0}  # noqa: RUF012
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = self.plan = scene
+
+    def save(self, path: Path, recipe: bool) -> list[Path]:
+        carried = {"scene": self.scene.recipe(), "model": "miniature"} if recipe else None
+        return [pictures.save_png(Image.new("RGB", (8, 8), "white"), path, carried)]
+
+
+class Easel:
+    """A studio that paints nothing and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[Any, dict[str, Any]]] = []
+        self.scenes: list[Scene] = []
+        self.failure: BaseException | None = None
+
+    def open(self, model: str, **settings: Any) -> Easel:
+        self.opened.append((model, settings))
+        return self
+
+    def paint(self, scene: Scene, callback: Any = None) -> Painting:
+        self.scenes.append(scene)
+        if self.failure is not None:
+            raise self.failure
+        return Painting(scene)
+
+    @property
+    def scene(self) -> Scene:
+        return self.scenes[-1]
+
+
+@pytest.fixture
+def easel(monkeypatch: pytest.MonkeyPatch) -> Easel:
+    easel = Easel()
+    monkeypatch.setattr("capriccio.studio.Studio", easel)
+    return easel
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mug.png", "back.png", "style.png", "mask.png"):
+        Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / name)
+    return tmp_path
+
+
+# --- what is typed becomes a scene ---
+
+
+def test_a_sentence_and_a_subject(easel: Easel, folder: Path) -> None:
+    result = run("paint", "the {toy mug} in the snow", "--subject", "mug.png:toy mug", "--seed", 7, "-o", "snow.png")
+    assert (result.exit_code, result.stdout) == (0, "snow.png\n")
+    assert easel.scene == Scene("the {toy mug} in the snow", [Subject("mug.png", name="toy mug")], seed=7)
+    assert easel.opened == [("miniature", {"inpainting": None, "memory": "full"})]
+    assert Image.open("snow.png").size == (8, 8)
+
+
+def test_every_setting_reaches_the_scene(easel: Easel, folder: Path) -> None:
+    numbers = "--num-images 2 --steps 9 --guidance-scale 3.5 --true-cfg-scale 4 --width 64 --height 32".split()
+    words = ("--negative-prompt", "blur", "--scheduler", "DDIMScheduler")
+    assert run("paint", "a mug", *numbers, *words, "-o", "a.png").exit_code == 0
+    assert easel.scene == Scene(
+        "a mug",
+        num_images=2,
+        num_inference_steps=9,
+        guidance_scale=3.5,
+        true_cfg_scale=4.0,
+        width=64,
+        height=32,
+        negative_prompt="blur",
+        scheduler="DDIMScheduler",
+    )
+
+
+def test_every_condition_can_be_typed(easel: Easel, folder: Path) -> None:
+    files = ("--subject", "mug.png:mug", "--subject", "back.png:mug", "--style", "style.png")
+    more = ("--edit", "back.png", "--mask", "mask.png", "--lora", "a.safetensors:0.5", "--lora", "someone/b")
+    assert run("paint", "a {mug}", *files, *more, "--seeds", "3,1").exit_code == 0
+    assert easel.scene.all_seeds() == (3, 1)
+    assert easel.scene.conditions == (
+        Subject(["mug.png", "back.png"], name="mug"),
+        Style("style.png"),
+        Edit("back.png", "mask.png"),
+        Lora("a.safetensors", weight=0.5),
+        Lora("someone/b"),
+    )
+
+
+def test_a_mask_without_an_edit_is_the_subjects(easel: Easel, folder: Path) -> None:
+    assert run("paint", "a {mug}", "--subject", "mug.png:mug", "--mask", "mask.png").exit_code == 0
+    assert easel.scene.conditions == (Subject("mug.png", name="mug", mask="mask.png"),)
+
+
+def test_method_and_options_go_to_the_conditions(easel: Easel, folder: Path) -> None:
+    options = ("--by", "diptych", "--option", "attention_weight=1.2", "--option", "engine=fill")
+    assert run("paint", "a {mug}", "--subject", "mug.png:mug", "--lora", "a.safetensors", *options).exit_code == 0
+    subject, lora = easel.scene.conditions
+    assert (subject.by, subject.options) == ("diptych", {"attention_weight": 1.2, "engine": "fill"})
+    assert lora == Lora("a.safetensors")
+
+
+def test_a_free_name_is_found_when_none_is_given(easel: Easel, folder: Path) -> None:
+    names = [run("paint", "a mug").stdout.strip() for _ in range(3)]
+    assert names == ["painting.png", "painting-2.png", "painting-3.png"]
+
+
+def test_json_reports_what_was_painted(easel: Easel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("paint", "a mug", "--seed", 3, "-o", "a.png", "--json")
+    assert json.loads(result.stdout) == {
+        "files": ["a.png"],
+        "seeds": [3],
+        "plan": {"schema_version": 1, "prompt": "a mug", "seed": 3},
+        "readings": {"seconds": 1.0},
+    }
+
+
+def test_models_are_opened_as_asked(easel: Easel, folder: Path) -> None:
+    run("paint", "a mug", "--model", "some/flux", "--inpainting", "some/net", "--memory", "8bit")
+    assert easel.opened == [("some/flux", {"inpainting": "some/net", "memory": "8bit"})]
+
+
+# --- scenes and recipes ---
+
+
+def test_a_scene_is_painted_and_what_is_typed_comes_first(easel: Easel, folder: Path) -> None:
+    Scene("a {mug}", [Subject("mug.png", name="mug")], seeds=(1, 2), width=64).save("scene.yaml")
+    assert run("paint", "--scene", "scene.yaml", "--seed", 9, "--subject", "back.png:mug").exit_code == 0
+    assert easel.scene == Scene("a {mug}", [Subject("back.png", name="mug")], seed=9, width=64)
+    assert run("paint", "one {mug}", "--scene", "scene.yaml", "--seeds", "5").exit_code == 0
+    assert easel.scene == Scene("one {mug}", [Subject("mug.png", name="mug")], seeds=(5,), width=64)
+
+
+def test_a_picture_is_painted_again(easel: Easel, folder: Path) -> None:
+    run("paint", "a {mug}", "--subject", "mug.png:mug", "--seed", 4, "-o", "a.png")
+    Path("mug.png").unlink()
+    assert run("paint", "--scene", "a.png", "-o", "b.png").exit_code == 0
+    assert easel.scene.seed == 4
+    assert easel.scene.conditions[0].image.open().size == (4, 4)
+    assert pictures.read_recipe("b.png") == pictures.read_recipe("a.png")
+
+
+def test_without_recipe_nothing_is_carried(easel: Easel, folder: Path) -> None:
+    run("paint", "a mug", "--no-recipe", "-o", "a.png")
+    assert "carries no recipe" in run("paint", "--scene", "a.png").stderr
+
+
+def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
+    recipe = {"scene": {"prompt": "a"}, "model": "evil/weights"}
+    pictures.save_png(Image.new("RGB", (4, 4)), "a.png", recipe)
+    result = run("paint", "--scene", "a.png")
+    assert result.exit_code == 2
+    assert "open it yourself with --model evil/weights" in result.stderr
+    assert easel.opened == []
+    assert run("paint", "--scene", "a.png", "--model", "evil/weights").exit_code == 0
+
+
+# --- what is wrong becomes one sentence ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["paint"], "nothing to paint"),
+        (["paint", "a", "--subject", "mug.png"], "write FILE:name"),
+        (["paint", "a {mog}", "--subject", "mug.png:mug"], "did you mean 'mug'"),
+        (["paint", "a", "-o", "a.jpg"], "end the name in .png"),
+        (["paint", "a", "--edit", "mug.png"], "--edit came without --mask"),
+        (["paint", "a", "--mask", "mask.png"], "--mask came with 0 subjects"),
+        (["paint", "a", "--seeds", "one"], "--seeds received 'one'"),
+        (["paint", "a", "--seeds", "1,2", "--seed", "3"], "Both seed=3 and seeds"),
+        (["paint", "a", "--width", "0"], "received 0 for 'width'"),
+        (["paint", "a", "--by", "diptych"], "need a condition to work on"),
+        (["paint", "a", "--subject", "mug.png:mug", "--option", "x"], "write NAME=VALUE"),
+        (["paint", "--scene", "missing.yaml"], "cannot be read"),
+        (["paint", "--scene", "mug.png"], "carries no recipe"),
+        (["plan", "missing.yaml"], "cannot be read"),
+        (["train", "miniature", "vea"], "did you mean 'vae'"),
+        (["train", "miniature", "vae", "--minutes", "-1"], "give a time above 0"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_two(easel: Easel, folder: Path, arguments: list[str], words: str) -> None:
+    before = sorted(folder.iterdir())
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert easel.opened == []
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_unknown_option_is_told_by_name(folder: Path) -> None:
+    result = run("paint", "a", "--sede", "3")
+    assert result.exit_code == 2
+    assert "--sede" in result.stderr
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Cancelled()])
+def test_an_interruption_leaves_nothing(easel: Easel, folder: Path, error: BaseException) -> None:
+    easel.failure = error
+    before = sorted(folder.iterdir())
+    result = run("paint", "a mug")
+    assert result.exit_code == 130
+    assert "half-written" in result.stderr
+    assert sorted(folder.iterdir()) == before
+
+
+class OutOfMemoryError(RuntimeError):
+    """As a GPU raises it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_names_the_remedy(easel: Easel, folder: Path, error: Exception) -> None:
+    easel.failure = error
+    result = run("paint", "a mug")
+    assert result.exit_code == 2
+    assert "--memory offload" in result.stderr
+
+
+def test_a_fault_of_our_own_is_not_hidden(easel: Easel, folder: Path) -> None:
+    easel.failure = RuntimeError("shapes differ")
+    assert isinstance(run("paint", "a mug").exception, RuntimeError)
+
+
+# --- reports ---
+
+
+def test_the_schema_is_printed() -> None:
+    assert json.loads(run("schema").stdout) == Scene.json_schema()
+
+
+def test_methods_are_listed_in_both_ways() -> None:
+    rows = json.loads(run("methods", "--json").stdout)
+    assert {"name", "paper", "what", "settings"} <= rows[0].keys()
+    listed = run("methods").stdout
+    assert all(row["name"] in listed for row in rows)
+
+
+def test_training_asks_for_each_model_in_order(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    from capriccio.recipes import miniature
+
+    orders: list[miniature.Order] = []
+    monkeypatch.setattr(miniature, "train", orders.append)
+    monkeypatch.setattr("capriccio.assets.path", Path)
+    result = run("train", "miniature", "all", "--budget", "gpu", "--minutes", 5, "--out", "runs", "--json")
+    assert [order.name for order in orders] == list(miniature.ORDER)
+    assert {(order.budget, order.minutes, order.runs) for order in orders} == {("gpu", 5.0, Path("runs"))}
+    assert json.loads(result.stdout)["folders"][0] == f"miniature/{miniature.ORDER[0]}"
+
+
+def test_a_small_checkpoint_plans_and_paints(flux_folder: Path, folder: Path) -> None:
+    small = ("--model", flux_folder, "--steps", 2, "--width", 64, "--height", 64)
+    painted = run("paint", "a mug in the snow", *small, "-o", "a.png", "--json")
+    assert painted.exit_code == 0, painted.stderr
+    again = run("paint", "--scene", "a.png", "--model", flux_folder, "-o", "b.png")
+    assert again.exit_code == 0, again.stderr
+    assert (np.asarray(Image.open("a.png")) == np.asarray(Image.open("b.png"))).all()
+    planned = run("plan", "a.png", "--model", flux_folder, "--json")
+    assert json.loads(planned.stdout) == json.loads(painted.stdout)["plan"]
+    assert run("plan", "a.png", "--model", flux_folder).stdout.strip()
+
+
+# --- speed ---
+
+
+def seconds(code: str) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(3))
+
+
+def test_help_comes_at_once() -> None:
+    code = "import sys; sys.argv = ['capriccio', '--help']; from capriccio.cli import main; main()"
+    assert seconds(code) < 4 * seconds("import typer, rich")

@@ -1,0 +1,163 @@
+"""Tiny FLUX checkpoints in the published layouts, with random weights: for tests, never for eyes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
+
+LATENTS, FACTOR = 4, 2
+TOKEN = 2 * FACTOR
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """One token a character."""
+    letters = list(bytes_to_unicode().values())
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77)
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """One token a character."""
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *letters]
+    return T5TokenizerFast(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+
+
+def transformer(in_channels: int = 4 * LATENTS, guidance: bool = True) -> FluxTransformer2DModel:
+    """Two double and two single blocks of 2 x 16."""
+    return FluxTransformer2DModel(
+        in_channels=in_channels,
+        out_channels=4 * LATENTS,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=guidance,
+        axes_dims_rope=(4, 4, 8),
+    )
+
+
+def components(guidance: bool = True, fill: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Return everything a FluxPipeline or a FluxFillPipeline consists of."""
+    torch.manual_seed(seed)
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(clip),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=32,
+        bos_token_id=clip.bos_token_id,
+        eos_token_id=clip.eos_token_id,
+        pad_token_id=clip.pad_token_id,
+    )
+    words = T5Config(
+        vocab_size=len(t5),
+        d_model=32,
+        d_kv=8,
+        d_ff=37,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+    )
+    channels = 8 * LATENTS + 4 * FACTOR**2 if fill else 4 * LATENTS
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0
+        ),
+        "vae": vae(),
+        "text_encoder": CLIPTextModel(text).eval(),
+        "tokenizer": clip,
+        "text_encoder_2": T5EncoderModel(words).eval(),
+        "tokenizer_2": t5,
+        "transformer": transformer(channels, guidance).eval(),
+    }
+
+
+def vae() -> AutoencoderKL:
+    """Factor 2, four latent channels."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=LATENTS,
+        norm_num_groups=4,
+        shift_factor=0.0609,
+        scaling_factor=1.5035,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+
+
+def flux(guidance: bool = True, seed: int = 0) -> FluxPipeline:
+    """A FluxPipeline."""
+    pipe = FluxPipeline(**components(guidance, seed=seed))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def fill(guidance: bool = True) -> FluxFillPipeline:
+    """A FluxFillPipeline."""
+    pipe = FluxFillPipeline(**components(guidance, fill=True))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def controlnet(base: FluxTransformer2DModel) -> nn.Module:
+    """An inpainting ControlNet in the alimama layout whose every layer says something."""
+    torch.manual_seed(1)
+    found = new_inpainting_controlnet(base, num_layers=1, num_single_layers=1)
+    zeroed = [found.controlnet_x_embedder, *found.controlnet_blocks, *found.controlnet_single_blocks]
+    for layer in zeroed:
+        nn.init.normal_(layer.weight, std=0.3)
+    return found.eval()
+
+
+def save_flux(folder: Path) -> Path:
+    """A pipeline folder of FLUX."""
+    flux().save_pretrained(folder)
+    return folder
+
+
+def save_fill(folder: Path) -> Path:
+    """A pipeline folder of FLUX Fill."""
+    fill().save_pretrained(folder)
+    return folder
+
+
+def save_controlnet(folder: Path) -> Path:
+    """A folder of the inpainting ControlNet."""
+    return save_inpainting_controlnet(controlnet(flux().transformer), folder)
+
+
+def save_lora(folder: Path, pipe: FluxPipeline | None = None) -> Path:
+    """A LoRA file for the tiny transformer, far from neutral."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = pipe or flux()
+    torch.manual_seed(2)
+    config = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_v", "proj_out"])
+    pipe.transformer.add_adapter(config)
+    FluxPipeline.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    return folder / "pytorch_lora_weights.safetensors"
