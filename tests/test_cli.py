@@ -89,9 +89,10 @@ def test_a_sentence_and_a_subject(easel: Easel, folder: Path) -> None:
 
 
 def test_every_setting_reaches_the_scene(easel: Easel, folder: Path) -> None:
-    numbers = "--num-images 2 --steps 9 --guidance-scale 3.5 --true-cfg-scale 4 --width 64 --height 32".split()
+    counts = ("--num-images", 2, "--steps", 9, "--width", 64, "--height", 32)
+    scales = ("--guidance-scale", 3.5, "--true-cfg-scale", 4)
     words = ("--negative-prompt", "blur", "--scheduler", "DDIMScheduler")
-    assert run("paint", "a mug", *numbers, *words, "-o", "a.png").exit_code == 0
+    assert run("paint", "a mug", *counts, *scales, *words, "-o", "a.png").exit_code == 0
     assert easel.scene == Scene(
         "a mug",
         num_images=2,

@@ -275,7 +275,7 @@ def test_an_edit_paints_its_mask_alone(
     studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image, engine: str
 ) -> None:
     conditions = (with_options(mug, engine=engine), Edit(picture, mask=spot))
-    painting = studio.paint(Scene("a {mug}", conditions, num_inference_steps=2, max_sequence_length=24))
+    painting = studio.paint(scene(*conditions, width=64, height=48))
     result, inside = np.asarray(painting.images[0]), np.asarray(spot) > 0
     assert np.array_equal(result[~inside], np.asarray(picture)[~inside])
     assert not np.array_equal(result[inside], np.asarray(picture)[inside])

@@ -64,9 +64,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     monkeypatch.setattr(gallery, "SHARD", 4)
-    for module in (flux, inpainting):
+    for module in (gallery, flux, inpainting):
         monkeypatch.setattr(module, "WINGS", WINGS)
-        monkeypatch.setattr(module, "SHARES", {"scenes": 0.5, "pairs": 0.5})
+        monkeypatch.setattr(module, "SHARES", {"scenes": 0.5, "pairs": 0.5}, raising=False)
     monkeypatch.setattr(flux, "BATCH", {"scenes": 2, "pairs": 2})
     monkeypatch.setattr(inpainting.FillTask, "base", property(lambda self: base))
 

@@ -97,7 +97,8 @@ def test_other_schedulers_are_diffusers_to_the_last_bit(kind: type) -> None:
 def test_a_lora_is_diffusers_to_the_last_bit(tmp_path: Any) -> None:
     path = tiny.save_lora(tmp_path)
     backbone = FluxBackbone(tiny.flux())
-    scenes = [Scene("a red mug", loras, seed=3, **SMALL) for loras in (Lora(path, weight=0.7), (), Lora(path, weight=0))]
+    given = (Lora(path, weight=0.7), (), Lora(path, weight=0))
+    scenes = [Scene("a red mug", loras, seed=3, **SMALL) for loras in given]
     with_lora, without, none = (painted(backbone, scene)[0] for scene in scenes)
     assert not np.array_equal(with_lora, without)
     assert np.array_equal(none, without)

@@ -229,6 +229,9 @@ def test_a_picture_too_large_to_write_gets_a_sentence(tmp_path: Path) -> None:
         ("a.yaml", "prompt: a\nself: b", "no setting 'self'"),
         ("a.yaml", "prompt: a\nconditions: b", "received 'b' for 'conditions'"),
         ("a.yaml", "prompt: a\nconditions: [{kind: subject, self: 1, name: b, image: c}]", "no setting 'self'"),
+        ("a.yaml", "prompt: a\nseed: 1\nseed: 2", "the key 'seed' twice"),
+        ("a.yaml", "prompt: a\n? [b]\n: 1", "not valid YAML"),
+        ("a.json", '{"prompt": "a", "conditions": [], "conditions": [{}]}', "the key 'conditions' twice"),
         ("a.txt", "prompt: a", "is a .yaml"),
     ],
 )

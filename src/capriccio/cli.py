@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -83,8 +84,8 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _say(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+def _report(data: Any, words: str, as_json: bool) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str) if as_json else words)
 
 
 @contextmanager
@@ -301,17 +302,8 @@ def paint(
     with _progress("painting", quiet=as_json) as told:
         painting = studio.paint(wanted, callback=lambda progress: told(progress.step, progress.total))
     files = painting.save(place, recipe=recipe)
-    if as_json:
-        _say(
-            {
-                "files": files,
-                "seeds": wanted.all_seeds(),
-                "plan": painting.plan.as_dict(),
-                "readings": painting.readings,
-            }
-        )
-    else:
-        typer.echo("\n".join(map(str, files)))
+    data = {"seeds": wanted.all_seeds(), "plan": painting.plan.as_dict(), "readings": dict(painting.readings)}
+    _report({"files": files} | data, "\n".join(map(str, files)), as_json)
 
 
 def _studio(model: str, inpainting: str | None, memory: Memory) -> Any:
@@ -333,7 +325,7 @@ def plan(
 
     scene = Scene.load(file)
     made = _studio(_model(model, file), inpainting, memory).plan(scene)
-    _say(made.as_dict()) if as_json else typer.echo(str(made))
+    _report(made.as_dict(), str(made), as_json)
 
 
 @app.command()
@@ -344,13 +336,18 @@ def methods(as_json: Json = False) -> None:
     columns = ("name", "title", "what", "settings", "neutral", "paper")
     rows = [{column: getattr(method, column) for column in columns} for method in METHODS.values()]
     if as_json:
-        _say(rows)
-        return
+        _report(rows, "", as_json)
+    else:
+        Console().print(_table(rows))
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table("method", "what it does", "settings (--option)", show_lines=True)
     for row in rows:
         settings = "\n".join(f"{name}={value}" for name, value in row["settings"].items())
-        table.add_row(row["name"], "\n".join(filter(None, (row["title"], row["what"], row["paper"]))), settings)
-    Console().print(table)
+        what = "\n".join(filter(None, (row["title"], row["what"], row["paper"])))
+        table.add_row(row["name"], escape(what), escape(settings))
+    return table
 
 
 @app.command()
@@ -364,7 +361,7 @@ def demo(
 
     with _progress("painting", quiet=as_json) as told:
         result = run(out, told=told, seed=seed)
-    _say(result.as_dict()) if as_json else typer.echo(str(result))
+    _report(result.as_dict(), str(result), as_json)
 
 
 @app.command()
@@ -372,7 +369,7 @@ def schema() -> None:
     """Print the JSON Schema of a scene file."""
     from capriccio.scene import Scene
 
-    _say(Scene.json_schema())
+    _report(Scene.json_schema(), "", as_json=True)
 
 
 @trainings.command()
@@ -397,7 +394,7 @@ def miniature(
     for order in [Order(each, out, budget.value, minutes, seed, start) for each in names]:
         train(order)
     folders = [str(assets.path(f"miniature/{each}")) for each in names]
-    _say({"folders": folders}) if as_json else typer.echo("\n".join(folders))
+    _report({"folders": folders}, "\n".join(folders), as_json)
 
 
 def main() -> None:

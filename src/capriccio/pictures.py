@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from capriccio.errors import CapriccioError
 
-Source = str | os.PathLike[str] | Image.Image | np.ndarray
+Source: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 Fit = Literal["pad", "crop", "stretch"]
 
 # No format here runs a program (as PostScript would) or reaches for another file.
@@ -291,6 +291,9 @@ def open_mask(source: Source | Picture, size: tuple[int, int], what: str = "mask
 # --- fitting -----------------------------------------------------------------------------------------------------
 
 
+_AROUND: dict[str, int | tuple[int, ...] | str] = {"L": 0, "RGB": "white", "RGBA": (255, 255, 255, 0)}
+
+
 def fit(image: Image.Image, width: int, height: int, how: Fit = "pad") -> tuple[Image.Image, str]:
     """Return a picture in another size, and a sentence that says what happened to it.
 
@@ -307,7 +310,7 @@ def fit(image: Image.Image, width: int, height: int, how: Fit = "pad") -> tuple[
     resized = image if image.size == inner else image.resize(inner, resample)
     if inner == (width, height):
         return resized, _resized(image.size, inner, how)
-    result = Image.new(image.mode, (width, height), {"L": 0, "RGBA": (255, 255, 255, 0)}.get(image.mode, "white"))
+    result = Image.new(image.mode, (width, height), _AROUND[image.mode])
     result.paste(resized, box[:2])
     verb = "padded" if how == "pad" else "cropped"
     return result, f"The picture ({_by(image.size)}) is resized to {_by(inner)} and {verb} to {_by((width, height))}."

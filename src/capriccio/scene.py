@@ -30,7 +30,7 @@ from pydantic import (
 from capriccio.errors import CapriccioError, nearest
 from capriccio.pictures import EMBED_LIMIT, RECIPE_LIMIT, Fit, Picture, read_recipe, write_whole
 
-SCENE_VERSION = 1
+SCENE_VERSION: Literal[1] = 1
 MAX_SCENE_BYTES = 64 * 2**20
 _REFERENCE = re.compile(r"\{([^{}]+)\}")
 _FILE_KEYS = ("image", "mask", "path")
@@ -116,6 +116,10 @@ class Condition(Model):
     kind: str
     by: str | None = None
     options: dict[str, Any] = {}
+
+    def __init__(self, /, **settings: Any) -> None:
+        # A type checker would else make one of these fields alone, which the kinds below could not call.
+        super().__init__(**settings)
 
     @field_validator("options")
     @classmethod
@@ -508,7 +512,36 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
+def _once_each(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a map of pairs; both formats would let the last of two equal keys win in silence."""
+    result = {}
+    for key, value in pairs:
+        if key in result:
+            raise CapriccioError(f"A scene file has the key {key!r} twice in one map; keep one of them.")
+        result[key] = value
+    return result
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which takes each key once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        _once_each((self.construct_object(key, deep=True), None) for key, _ in node.value if key.tag != _MERGE)
+        return super().construct_mapping(node, deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def _from_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
+def _from_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_once_each)
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {".yaml": _from_yaml, ".yml": _from_yaml, ".json": _from_json}
 
 
 def _to_yaml(data: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ MASK_CHANNELS = 4
 _KEY, _CONFIG, _WEIGHTS = "extra_condition_channels", "config.json", "diffusion_pytorch_model"
 
 
-def takes_masks(controlnet: nn.Module) -> bool:
+def takes_masks(controlnet: FluxControlNetModel) -> bool:
     """Whether a ControlNet's condition has room for a mask beside the latents."""
     return _extra(controlnet) == MASK_CHANNELS
 
@@ -95,7 +95,7 @@ def save_inpainting_controlnet(
     return folder
 
 
-def _extra(controlnet: nn.Module) -> int:
+def _extra(controlnet: FluxControlNetModel) -> int:
     return controlnet.controlnet_x_embedder.in_features - controlnet.x_embedder.in_features
 
 

@@ -30,6 +30,22 @@ MAP = 32
 """Side of the maps of mask and inks: one cell for 4 x 4 pixels."""
 
 
+class Convolution(nn.Module):
+    """A convolution whose kernel is kept as a matrix (outputs, inputs * side * side), so that Muon can train it."""
+
+    def __init__(self, inputs: int, outputs: int, side: int, stride: int = 1) -> None:
+        super().__init__()
+        bound = (inputs * side * side) ** -0.5
+        self.kernel = nn.Parameter(torch.empty(outputs, inputs * side * side).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.side, self.stride = side, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        kernel = self.kernel.view(len(self.kernel), -1, self.side, self.side)
+        return F.conv2d(x, kernel, self.bias, self.stride, self.side // 2)
+
+
 class Residual(nn.Module):
     """Two 3 x 3 convolutions round which the input goes on."""
 
@@ -38,10 +54,10 @@ class Residual(nn.Module):
         self.layers = nn.Sequential(
             nn.GroupNorm(8, width),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Convolution(width, width, 3),
             nn.GroupNorm(8, width),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Convolution(width, width, 3),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,20 +76,20 @@ class Reader(nn.Module):
     def __init__(self, widths: tuple[int, int, int] = (32, 64, 128), identity: int = 64) -> None:
         super().__init__()
         fine, middle, coarse = widths
-        self.fine = nn.Sequential(nn.Conv2d(3, fine, 7, stride=4, padding=3), Residual(fine))
-        self.middle = nn.Sequential(nn.Conv2d(fine, middle, 3, stride=2, padding=1), Residual(middle))
+        self.fine = nn.Sequential(Convolution(3, fine, 7, stride=4), Residual(fine))
+        self.middle = nn.Sequential(Convolution(fine, middle, 3, stride=2), Residual(middle))
         self.coarse = nn.Sequential(
-            nn.Conv2d(middle, coarse, 3, stride=2, padding=1),
+            Convolution(middle, coarse, 3, stride=2),
             Residual(coarse),
             Residual(coarse),
             nn.GroupNorm(8, coarse),
             nn.SiLU(),
         )
-        self.from_middle, self.from_coarse = nn.Conv2d(middle, coarse, 1), nn.Conv2d(coarse, coarse, 1)
-        self.from_fine, self.to_fine = nn.Conv2d(fine, middle, 1), nn.Conv2d(coarse, middle, 1)
+        self.from_middle, self.from_coarse = Convolution(middle, coarse, 1), Convolution(coarse, coarse, 1)
+        self.from_fine, self.to_fine = Convolution(fine, middle, 1), Convolution(coarse, middle, 1)
         self.features = nn.Sequential(nn.GroupNorm(8, coarse), nn.SiLU())
         self.details = nn.Sequential(nn.GroupNorm(8, middle), nn.SiLU())
-        self.cells = nn.Conv2d(middle, 1 + len(COLOURS) + len(KINDS), 1)
+        self.cells = Convolution(middle, 1 + len(COLOURS) + len(KINDS), 1)
         seen = 3 * coarse + len(COLOURS) + len(KINDS)
         self.mind = nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, 256), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(256, len(names)) for name, names in CLASSES.items()})
@@ -87,9 +103,9 @@ class Reader(nn.Module):
             pixels: (B, 3, 128, 128) in [-1, 1].
 
         Returns:
-            Logits (B, classes) for each name of ``CLASSES``; for each cell of the subject, ``"mask"`` logits (B, 32, 32),
-            ``"inks"`` (B, colours, 32, 32) and ``"kinds"`` (B, kinds, 32, 32); ``"box"`` (B, 4), left, top, right and bottom as fractions; ``"identity"``
-            (B, 64) of unit length.
+            Logits (B, classes) for each name of ``CLASSES``. For each cell of the subject: ``"mask"`` (B, 32, 32),
+            ``"inks"`` (B, colours, 32, 32) and ``"kinds"`` (B, kinds, 32, 32). ``"box"`` (B, 4): left, top, right and
+            bottom as fractions. ``"identity"`` (B, 64) of unit length.
         """
         fine = self.fine(pixels)
         middle = self.middle(fine)

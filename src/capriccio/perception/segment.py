@@ -124,8 +124,12 @@ class WorldSegmenter:
         colours = _lab(np.asarray(small) / 255.0)
         frame = np.ones(colours.shape[:2], dtype=bool)
         frame[self.frame : -self.frame, self.frame : -self.frame] = False
-        gain = np.where(frame, -1e3, np.minimum(_strangeness(colours, frame, self.place), 40) - self.strangeness)
-        cut = minimal_cut(gain / 4, colours, self.smoothness)
+        strange = np.minimum(_strangeness(colours, frame, self.place), 40)
+        # In a soft or busy picture nothing may be as strange as in the world: then half of it must do.
+        for enough in (self.strangeness, self.strangeness / 2):
+            cut = minimal_cut(np.where(frame, -1e3, strange - enough) / 4, colours, self.smoothness)
+            if cut.any():
+                break
         joined = ndimage.binary_closing(np.pad(cut, 2), iterations=2)[2:-2, 2:-2]
         return np.asarray(Image.fromarray(joined).resize(image.size, Image.Resampling.NEAREST))
 
