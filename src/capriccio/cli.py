@@ -9,6 +9,7 @@ Heavy libraries are imported by the command that needs them, so that help comes 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -56,6 +57,9 @@ class _Speaking(typer.core.TyperGroup):
     """Commands whose mistakes end in one sentence and exit code 2, and whose interruption ends in 130."""
 
     def invoke(self, ctx: Any) -> Any:
+        # The libraries below warn of what a person at a terminal cannot change; who wants that sets these variables.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         try:
             return super().invoke(ctx)
         except CapriccioError as error:

@@ -526,11 +526,8 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which takes each key once."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        _once_each((self.construct_object(key, deep=True), None) for key, _ in node.value if key.tag != _MERGE)
+        _once_each((key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         return super().construct_mapping(node, deep)
-
-
-_MERGE = "tag:yaml.org,2002:merge"
 
 
 def _from_yaml(text: str) -> Any:

@@ -19,6 +19,7 @@ from capriccio.pictures import write_whole
 
 Row = Mapping[str, Any]
 _PACKAGES = ("capriccio", "torch", "diffusers", "transformers", "numpy", "scipy")
+_WIDTH = 120
 
 
 def recipe(**protocol: Any) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def show(rows: Sequence[Row], title: str, as_json: bool = False) -> None:
     if as_json:
         print(json_lines(rows), flush=True)
     else:
-        Console().print(table(rows, title))
+        # Where the output is no terminal, 80 columns would cut the cells.
+        Console(width=max(Console().width, _WIDTH)).print(table(rows, title))
 
 
 def json_lines(rows: Iterable[Row]) -> str:

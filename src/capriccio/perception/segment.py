@@ -97,7 +97,7 @@ class WorldSegmenter:
 
     What the frame of the picture shows is backdrop. Every pixel is as strange as it is far from its nearest
     neighbours in the frame, by colour (CIELAB) and place; a minimal cut then parts the strange from the familiar along
-    strong edges (Boykov and Jolly 2001). On 90 held-out shaded scenes the mean overlap with the truth was 0.93.
+    strong edges (Boykov and Jolly 2001).
 
     Attributes:
         side: Pixels of the longer side it works at.
@@ -125,8 +125,8 @@ class WorldSegmenter:
         frame = np.ones(colours.shape[:2], dtype=bool)
         frame[self.frame : -self.frame, self.frame : -self.frame] = False
         strange = np.minimum(_strangeness(colours, frame, self.place), 40)
-        # In a soft or busy picture nothing may be as strange as in the world: then half of it must do.
-        for enough in (self.strangeness, self.strangeness / 2):
+        # In a soft or busy picture nothing may be as strange as in the world: then less must do.
+        for enough in (self.strangeness, self.strangeness / 2, self.strangeness / 4):
             cut = minimal_cut(np.where(frame, -1e3, strange - enough) / 4, colours, self.smoothness)
             if cut.any():
                 break

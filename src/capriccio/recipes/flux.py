@@ -206,7 +206,8 @@ class FluxTask:
 
     @cached_property
     def clip(self) -> CLIPTextModel:
-        return CLIPTextModel.from_pretrained(assets.path("miniature/clip/text_encoder")).eval().requires_grad_(False)
+        encoder = CLIPTextModel.from_pretrained(assets.path("miniature/clip/text_encoder"), dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
 
     @cached_property
     def sentences(self) -> Sentences:
@@ -224,7 +225,7 @@ class FluxTask:
         if self.start is not None:
             return Painter(
                 FluxTransformer2DModel.from_pretrained(self.start, subfolder="transformer"),
-                T5EncoderModel.from_pretrained(self.start, subfolder="text_encoder_2"),
+                T5EncoderModel.from_pretrained(self.start, subfolder="text_encoder_2", dtype=torch.float32),
             )
         size = SIZES[self.budget]
         return Painter(new_transformer(size), new_text_encoder(size, len(self.sentences.t5)))

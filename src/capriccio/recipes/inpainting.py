@@ -68,7 +68,7 @@ class FillTask(FluxTask):
 
     @cached_property
     def text_encoder(self) -> T5EncoderModel:
-        encoder = T5EncoderModel.from_pretrained(self.base, subfolder="text_encoder_2")
+        encoder = T5EncoderModel.from_pretrained(self.base, subfolder="text_encoder_2", dtype=torch.float32)
         return encoder.eval().requires_grad_(False)
 
     def models(self) -> nn.Module:
@@ -101,7 +101,8 @@ class FillTask(FluxTask):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         plain = pipeline(model.transformer, model.text_encoder, self.vae, self.clip)
-        FluxFillPipeline(**plain.components).to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
+        parts = {name: part for name, part in plain.components.items() if part is not None}
+        FluxFillPipeline(**parts).to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
 
 
 class Guided(nn.Module):

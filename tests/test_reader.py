@@ -1,0 +1,210 @@
+"""The reader, its recipe, and CLIP's: what learns, from what, and what is saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from capriccio import assets
+from capriccio.errors import CapriccioError
+from capriccio.modules.reader import CLASSES, MAP, Reader
+from capriccio.perception.reader import identity_threshold, load_reader, read, same_individual
+from capriccio.recipes.clip import ClipTask, Towers, distinct_scenes, image_processor, patch_shares
+from capriccio.recipes.reader import (
+    IGNORED,
+    ReaderTask,
+    boxes,
+    centres,
+    draw_family,
+    identity_loss,
+    look,
+    maps,
+    soften,
+    truth,
+    with_identity,
+    zooms,
+)
+from capriccio.world.draw import draw
+from capriccio.world.graph import STUDIO, Backdrop, sample_scene
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    torch.manual_seed(0)
+    return Reader(widths=(8, 16, 24)).eval()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list:
+    rng = np.random.default_rng(3)
+    return [sample_scene(rng, style="shaded") for _ in range(6)]
+
+
+def test_the_reader_names_everything_and_looks_through_its_mask(reader: Reader) -> None:
+    said = reader(torch.rand(2, 3, 128, 128) * 2 - 1)
+    assert {name: said[name].shape for name in CLASSES} == {name: (2, len(names)) for name, names in CLASSES.items()}
+    assert said["mask"].shape == (2, MAP, MAP)
+    assert said["inks"].shape == (2, 10, MAP, MAP)
+    assert said["kinds"].shape == (2, 16, MAP, MAP)
+    assert said["box"].shape == (2, 4)
+    assert torch.allclose(said["identity"].norm(dim=1), torch.ones(2))
+
+
+def test_reading_is_in_names_of_the_world_at_any_size(reader: Reader) -> None:
+    reading = read(torch.rand(3, 3, 96, 160) * 2 - 1, reader)
+    assert all(getattr(reading, name)[0] in names for name, names in CLASSES.items())
+    assert len(reading.kind) == len(reading.confidence["kind"]) == 3
+    assert reading.mask.shape == (3, MAP, MAP)
+
+
+@pytest.mark.parametrize("shape", [(3, 128, 128), (0, 3, 128, 128), (1, 4, 128, 128)])
+def test_what_is_no_picture_is_refused(reader: Reader, shape: tuple[int, ...]) -> None:
+    with pytest.raises(CapriccioError, match="give at least one picture"):
+        read(torch.zeros(shape), reader)
+
+
+def test_a_family_is_two_individuals_in_the_same_two_scenes() -> None:
+    for seed in range(8):
+        first, second, rival, again = draw_family(np.random.default_rng(seed))
+        assert first.things[0].identity == second.things[0].identity != rival.things[0].identity
+        assert rival.things[0].identity == again.things[0].identity
+        assert with_identity(first, rival.things[0].identity) == rival
+        assert first.things[0].identity.kind == rival.things[0].identity.kind
+
+
+def test_the_truth_leaves_out_what_cannot_be_seen(scenes: list) -> None:
+    pencil = replace(scenes[0], style="pencil", backdrop=Backdrop(STUDIO))
+    answers = truth([scenes[0], pencil])
+    identity = scenes[0].things[0].identity
+    assert CLASSES["main"][answers["main"][0]] == identity.main
+    assert answers["main"][1] == answers["accent"][1] == answers["backdrop"][1] == IGNORED
+    assert CLASSES["kind"][answers["kind"][1]] == identity.kind
+
+
+def test_maps_and_boxes_are_those_of_the_drawing(scenes: list) -> None:
+    drawing = draw(scenes)
+    cells = maps(drawing)
+    assert cells.shape == (6, 1 + 10 + 16, MAP, MAP)
+    kinds = cells[:, 11:].sum((2, 3)).argmax(1)
+    assert torch.equal(kinds, truth(scenes)["kind"])
+    left, top, right, bottom = boxes(cells[:, 0])[0]
+    rows, columns = (torch.where(drawing.subjects[0].any(0).any(dim))[0] / 128 for dim in (1, 0))
+    for found, true in ((left, columns[0]), (right, columns[-1]), (top, rows[0]), (bottom, rows[-1])):
+        assert abs(found - true) < 1.5 / MAP
+
+
+def test_a_zoom_carries_the_subject_and_its_cells_together(scenes: list) -> None:
+    drawing = draw(scenes)
+    affine = zooms(centres(scenes), np.random.default_rng(0))
+    masks = drawing.subjects.any(1)[:, None].float()
+    fine = torch.nn.functional.avg_pool2d(look(masks, affine), 4)
+    assert (fine - look(maps(drawing)[:, :1], affine)).abs().mean() < 0.02
+    assert fine.sum() > 0.5 * masks.sum() / 16
+
+
+def test_softened_pictures_are_near_the_originals(scenes: list) -> None:
+    pixels = draw(scenes).pixels
+    softened = soften(pixels, np.random.default_rng(0))
+    assert 0.001 < (softened - pixels).abs().mean() < 0.15
+    assert softened.abs().max() <= 1
+
+
+def test_the_identity_loss_prefers_views_together_and_rivals_apart() -> None:
+    members = torch.tensor([0, 0, 1, 1, 2])
+    vectors = torch.nn.functional.normalize(torch.eye(3)[members] + 0.1 * torch.randn(5, 3), dim=1)
+    assert identity_loss(vectors, members) < identity_loss(vectors[[0, 2, 1, 3, 4]], members)
+
+
+def test_the_readers_loss_reaches_every_weight() -> None:
+    task = ReaderTask()
+    model = task.models()
+    batch = task.batch(np.random.default_rng(0))
+    again = task.batch(np.random.default_rng(0))
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    loss, _ = task.loss(model, batch, torch.Generator())
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+def test_a_saved_reader_reads_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: list) -> None:
+    model = ReaderTask().models().eval()
+    monkeypatch.setattr("capriccio.recipes.reader.impostor_threshold", lambda model: 0.5)
+    monkeypatch.setattr(assets, "path", lambda name: tmp_path / name)
+    ReaderTask().save(model, tmp_path / "reader")
+    assert json.loads((tmp_path / "reader/config.json").read_text()) == {"identity_threshold": 0.5}
+    load_reader.cache_clear()
+    pixels = draw(scenes[:2]).pixels
+    near = read(pixels, load_reader("reader")).identity - model(pixels)["identity"]
+    assert near.abs().max() < 0.01
+    assert identity_threshold("reader") == 0.5
+
+
+def test_clips_loss_reaches_every_weight_and_ignores_what_a_caption_leaves_out() -> None:
+    task = ClipTask()
+    batch = task.batch(np.random.default_rng(0))
+    told, seen = (batch[f"{side}/main"] != IGNORED for side in ("text", "image"))
+    assert told.sum() < seen.sum()
+    assert not (told & ~seen).any()
+    few = {name: value[:8] for name, value in batch.items()}
+    model = task.models()
+    loss, _ = task.loss(model, few, torch.Generator())
+    loss.backward()
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert loss.isfinite()
+    assert unused == set()
+
+
+def test_saved_encoders_load_as_flux_and_plain_clip_need_them(tmp_path: Path) -> None:
+    task = ClipTask()
+    torch.manual_seed(0)
+    model = Towers(task.tokenizer, layers=1).eval()
+    task.save(model, tmp_path)
+    ids = task.ids(["a red mug in the snow", "the cat"])
+    pooled = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)(ids).pooler_output
+    embedded = CLIPTextModelWithProjection.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)(ids)
+    assert pooled.shape == embedded.text_embeds.shape == (2, 192)
+    assert not torch.allclose(pooled, embedded.text_embeds)
+    images = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "image_encoder", dtype=torch.float32)
+    pixels = torch.rand(1, 3, 128, 128) * 2 - 1
+    expected = model.image_encoder(pixel_values=pixels).image_embeds
+    assert torch.allclose(images(pixel_values=pixels).image_embeds, expected, atol=0.02)
+    CLIPImageProcessor.from_pretrained(tmp_path / "feature_extractor")
+
+
+def test_the_image_processor_gives_the_pixels_that_were_learned() -> None:
+    from PIL import Image
+
+    pixels = image_processor()(Image.new("RGB", (200, 128), "white"), return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 128, 128)
+    assert torch.allclose(pixels, torch.ones(()))
+
+
+def test_patch_shares_are_distributions(scenes: list) -> None:
+    for shares in patch_shares(draw(scenes)):
+        assert shares.shape[:2] == (6, 64)
+        assert torch.allclose(shares.sum(-1), torch.ones(()))
+
+
+def test_retrieval_is_asked_on_distinct_captions() -> None:
+    found, texts = distinct_scenes(np.random.default_rng(0), 32)
+    assert len(found) == len(set(texts)) == 32
+
+
+def test_the_trained_reader_knows_individuals() -> None:
+    if not assets.available("miniature/reader/model.safetensors"):
+        pytest.skip("the trained reader is not in this copy")
+    load_reader.cache_clear()
+    rng = np.random.default_rng(0)
+    families = [draw_family(rng, "test", "shaded") for _ in range(24)]
+    first, second, rival = (draw([family[index] for family in families]).pixels for index in (0, 1, 3))
+    assert same_individual(first, second).float().mean() > 0.8 > same_individual(first, rival).float().mean() + 0.5
+    shown = read(first)
+    kinds = [family[0].things[0].identity.kind for family in families]
+    assert np.mean([kind == true for kind, true in zip(shown.kind, kinds, strict=True)]) > 0.9
