@@ -93,6 +93,18 @@ def test_a_moved_paste_is_found_and_another_subject_is_not() -> None:
     assert distances[1] > 0.5
 
 
+def test_the_copy_alarm_looks_inside_the_rim() -> None:
+    generator = torch.Generator().manual_seed(2)
+    reference = torch.rand(1, 3, 48, 48, generator=generator) * 2 - 1
+    mask = torch.zeros(1, 48, 48, dtype=torch.bool)
+    mask[:, 10:34, 12:36] = True
+    core = torch.zeros_like(mask)
+    core[:, 13:31, 15:33] = True
+    kept, cut = torch.where(core, reference, 0 * reference), torch.where(core, 0 * reference, reference)
+    assert metrics.copied(reference, mask, kept).item()
+    assert not metrics.copied(reference, mask, cut).item()
+
+
 def test_copy_distance_equals_the_search_written_out() -> None:
     generator = torch.Generator().manual_seed(1)
     reference, picture = torch.rand(2, 3, 12, 12, generator=generator)
@@ -191,7 +203,8 @@ def test_the_judge_tells_the_subject_from_another_and_a_render_from_a_paste() ->
     paper = cases.held_out_cases(16, 2)
     judge, wanted = Judge(paper), cases.asks(paper)
     own, other = ([studio.truth[ask.seed] for ask in wanted] for studio in (rendered(paper), rendered(paper, 1)))
-    given = variants.reference_pictures(paper)
+    blurred = cases.to_pictures(metrics.reconstruct(metrics.load_vae(), cases.references(paper)[0]))
+    given = {case.number: picture for case, picture in zip(paper, blurred, strict=True)}
     scores = {
         "own": judge.score(wanted, own),
         "other": judge.score(wanted, other),

@@ -13,13 +13,12 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithPro
 
 from capriccio import assets
 from capriccio.errors import CapriccioError
-from capriccio.modules.reader import CLASSES, MAP, Reader
+from capriccio.modules.reader import CLASSES, CLOSE, MAP, Reader, bounds, close_up
 from capriccio.perception.reader import identity_threshold, load_reader, read, same_individual
 from capriccio.recipes.clip import ClipTask, Towers, distinct_scenes, image_processor, patch_shares
 from capriccio.recipes.reader import (
     IGNORED,
     ReaderTask,
-    boxes,
     centres,
     draw_family,
     identity_loss,
@@ -51,7 +50,6 @@ def test_the_reader_names_everything_and_looks_through_its_mask(reader: Reader) 
     assert {name: said[name].shape for name in CLASSES} == {name: (2, len(names)) for name, names in CLASSES.items()}
     assert said["mask"].shape == (2, MAP, MAP)
     assert said["inks"].shape == (2, 10, MAP, MAP)
-    assert said["kinds"].shape == (2, 16, MAP, MAP)
     assert said["box"].shape == (2, 4)
     assert torch.allclose(said["identity"].norm(dim=1), torch.ones(2))
 
@@ -90,13 +88,23 @@ def test_the_truth_leaves_out_what_cannot_be_seen(scenes: list) -> None:
 def test_maps_and_boxes_are_those_of_the_drawing(scenes: list) -> None:
     drawing = draw(scenes)
     cells = maps(drawing)
-    assert cells.shape == (6, 1 + 10 + 16, MAP, MAP)
-    kinds = cells[:, 11:].sum((2, 3)).argmax(1)
-    assert torch.equal(kinds, truth(scenes)["kind"])
-    left, top, right, bottom = boxes(cells[:, 0])[0]
+    assert cells.shape == (6, 1 + 10, MAP, MAP)
+    assert (cells[:, 1:].sum(1) - cells[:, 0]).abs().mean() < 0.02
+    left, top, right, bottom = bounds(cells[:, 0] > 0.5)[0]
     rows, columns = (torch.where(drawing.subjects[0].any(0).any(dim))[0] / 128 for dim in (1, 0))
     for found, true in ((left, columns[0]), (right, columns[-1]), (top, rows[0]), (bottom, rows[-1])):
         assert abs(found - true) < 1.5 / MAP
+
+
+def test_a_close_up_is_the_subject_at_one_size(scenes: list) -> None:
+    masks = draw(scenes).subjects.any(1)
+    cut = close_up(masks[:, None].float().expand(-1, 3, -1, -1), bounds(masks))[:, 0] > 0.5
+    longer = torch.stack([cut.any(1).sum(1), cut.any(2).sum(1)]).amax(0)
+    assert ((longer - CLOSE / 1.1).abs() <= 2).all()
+
+
+def test_without_a_subject_the_reader_looks_at_everything() -> None:
+    assert torch.equal(bounds(torch.zeros(1, 8, 8).bool()), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
 
 
 def test_a_zoom_carries_the_subject_and_its_cells_together(scenes: list) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from capriccio.evaluation.cases import Ask, Case, references
-from capriccio.evaluation.metrics import COPY_THRESHOLD, Clip, copy_distances, load_clip, to_pixels
+from capriccio.evaluation.metrics import Clip, copied, load_clip, load_vae, reconstruct, to_pixels
 from capriccio.perception.reader import Reading, read
 
 
@@ -37,9 +37,10 @@ class Judge:
         """
         self._clip = clip or load_clip()
         self._rows = {case.number: row for row, case in enumerate(cases)}
-        self._pixels, self._masks = references(cases)
-        self._identities = read(self._pixels).identity
-        self._embeddings = self._clip.embed_images(self._pixels)
+        pixels, self._masks = references(cases)
+        self._blurred = reconstruct(load_vae(), pixels)
+        self._identities = read(pixels).identity
+        self._embeddings = self._clip.embed_images(pixels)
 
     def score(self, asks: Sequence[Ask], pictures: Sequence[Image.Image]) -> list[Score]:
         """Return the score of each picture, in order."""
@@ -53,7 +54,7 @@ class Judge:
             _cosine(embedded, captions),
             _kept(asks, reading),
             [float(seen == ask.backdrop) for ask, seen in zip(asks, reading.backdrop, strict=True)],
-            (copy_distances(self._pixels[rows], self._masks[rows], pixels) < COPY_THRESHOLD).float().tolist(),
+            copied(self._blurred[rows], self._masks[rows], pixels).float().tolist(),
         )
         return [Score(*values) for values in zip(*columns, strict=True)]
 

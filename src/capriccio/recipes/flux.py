@@ -50,7 +50,7 @@ SIZES = {
     "gpu": Size(heads=8, double=4, single=8, text_layers=4),
 }
 SHARES = {"scenes": 0.63, "pairs": 0.34, "grids": 0.03}
-BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
+BATCH = {"scenes": 16, "pairs": 8, "grids": 4}
 
 
 def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransformer2DModel:
@@ -196,7 +196,7 @@ class FluxTask:
     budget: str = "cpu"
     rank: int = 0
     processes: int = 1
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60))
     start: Path | None = None  # a finished pipeline folder to go on from
     name: str = "flux"
 

@@ -58,7 +58,7 @@ def pack_mask(mask: Tensor) -> Tensor:
 class FillTask(FluxTask):
     """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels."""
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, seed=1))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, seed=1))
     name: str = "fill"
 
     @property
@@ -122,7 +122,7 @@ class Guided(nn.Module):
 class ControlNetTask(FillTask):
     """Train the inpainting ControlNet in the alimama layout: 4 (L + 1) condition channels; the base stays frozen."""
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, seed=2))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=2))
     name: str = "controlnet-inpaint"
 
     @cached_property

@@ -19,14 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from capriccio.modules.reader import CLASSES, MAP, SIZE, Reader
+from capriccio.modules.reader import CLASSES, MAP, SIZE, Reader, bounds
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.captions import COLOURLESS
 from capriccio.world.draw import Drawing, draw
 from capriccio.world.graph import (
     COLOURS,
-    KINDS,
     STUDIO,
     Backdrop,
     Identity,
@@ -71,29 +70,11 @@ def truth(scenes: Sequence[SceneGraph]) -> Batch:
 
 
 def maps(drawing: Drawing) -> Tensor:
-    """Share of the subject, of every colour and of every kind in each cell, (B, 1 + colours + kinds, 32, 32)."""
+    """Share of the subject and of every colour in each cell, (B, 1 + colours, 32, 32) in [0, 1]."""
     step = SIZE // MAP // 2  # two samples a side are enough, and cheap
-    shown = (..., slice(None, None, step), slice(None, None, step))
-    kinds = (drawing.parts + 1) // 2 * (drawing.parts <= 2 * len(KINDS))
-    shares = [
-        drawing.subjects.any(1)[shown][:, None],
-        *(
-            F.one_hot(labels[shown], 1 + count)[..., 1:].permute(0, 3, 1, 2)
-            for labels, count in ((drawing.inks, len(COLOURS)), (kinds, len(KINDS)))
-        ),
-    ]
-    return F.avg_pool2d(torch.cat(shares, dim=1).float(), 2)
-
-
-def boxes(masks: Tensor) -> Tensor:
-    """Left, top, right and bottom (B, 4), as fractions, of masks (B, H, W)."""
-    sides = []
-    for dim in (1, 2):
-        shown = masks.amax(dim) > 0.5
-        length = shown.shape[1]
-        first, last = shown.int().argmax(1), length - shown.flip(1).int().argmax(1)
-        sides.append((first / length, last / length))
-    return torch.stack([sides[0][0], sides[1][0], sides[0][1], sides[1][1]], dim=1)
+    inks = F.one_hot(drawing.inks[:, ::step, ::step], 1 + len(COLOURS))[..., 1:].permute(0, 3, 1, 2)
+    subject = drawing.subjects.any(1)[:, None, ::step, ::step]
+    return F.avg_pool2d(torch.cat([subject, inks], dim=1).float(), 2)
 
 
 def centres(scenes: Sequence[SceneGraph]) -> Tensor:
@@ -118,6 +99,11 @@ def look(pictures: Tensor, affine: Tensor) -> Tensor:
     """Pictures (B, C, H, W) through affine maps (B, 2, 3); what lies beyond a border is the border's."""
     grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+
+def shaken(box: Tensor, rng: np.random.Generator) -> Tensor:
+    """Boxes (B, 4) whose sides are a little off, as a reader's own are."""
+    return box + torch.from_numpy(rng.normal(0, 0.015, box.shape)).float()
 
 
 def soften(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -154,8 +140,9 @@ def identity_loss(embeddings: Tensor, members: Tensor) -> Tensor:
 
 
 def is_muons(name: str, value: Tensor) -> bool:
-    """The kernels inside the network are Muon's; the first and the last layers AdamW's."""
-    return name.endswith(".kernel") and not name.startswith(("fine.0.", "cells."))
+    """The matrices inside the network are Muon's; the first and the last layers AdamW's."""
+    first_or_last = name.startswith(("glance.0.0.", "close.0.", "cells.", "heads.", "embed."))
+    return name.endswith((".kernel", ".weight")) and not first_or_last
 
 
 @dataclass
@@ -189,9 +176,8 @@ class ReaderTask:
         return {
             "pixels": soften(pixels, rng).contiguous(memory_format=torch.channels_last),
             "mask": cells[:, 0],
-            "inks": cells[:, 1 : 1 + len(COLOURS)] * ~colourless[:, None, None, None],
-            "kinds": cells[:, 1 + len(COLOURS) :],
-            "box": boxes(cells[:, 0]),
+            "inks": cells[:, 1:] * ~colourless[:, None, None, None],
+            "box": shaken(bounds(cells[:, 0] > 0.5), rng),
             "member": torch.cat(
                 [torch.arange(2 * families).repeat_interleave(2), torch.arange(2 * families, 6 * families)]
             ),
@@ -199,18 +185,14 @@ class ReaderTask:
         }
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        said = {name: value.float() for name, value in model(batch["pixels"]).items()}
+        said = {name: value.float() for name, value in model(batch["pixels"], batch["box"]).items()}
         named = {name: F.cross_entropy(said[name], batch[name], ignore_index=IGNORED) for name in CLASSES}
         mask = F.binary_cross_entropy_with_logits(said["mask"], batch["mask"])
-        inks, kinds = (cell_loss(said[name], batch[name]) for name in ("inks", "kinds"))
-        box = F.l1_loss(said["box"], batch["box"])
+        inks = cell_loss(said["inks"], batch["inks"])
         who = identity_loss(said["identity"], batch["member"])
         names = torch.stack([weight * named[name] for name, weight in WEIGHTS.items()]).sum()
-        return names + 2 * mask + inks + kinds + box + 0.5 * who, {
-            **named,
-            "cells": mask + inks + kinds,
-            "identity": who,
-        }
+        cells = 2 * mask + inks
+        return names + cells + 0.5 * who, {**named, "cells": cells, "identity": who}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
