@@ -110,9 +110,7 @@ def test_fill_sees_latents_and_every_pixel_of_the_mask(backbone: FluxBackbone) -
     fill = tiny.fill()
     fill.vae = backbone.pipe.vae
     generator = torch.Generator().manual_seed(0)
-    theirs, _ = fill.prepare_mask_latents(
-        mask, pixels * (1 - mask), 1, 4, 1, 16, 32, torch.float32, "cpu", generator
-    )
+    theirs, _ = fill.prepare_mask_latents(mask, pixels * (1 - mask), 1, 4, 1, 16, 32, torch.float32, "cpu", generator)
     assert ours.shape == (1, 32, 4 * 4 + 4 * 4)
     assert torch.equal(ours[..., 16:], theirs)
 
@@ -214,9 +212,7 @@ def test_a_new_controlnet_starts_neutral() -> None:
 
     base = tiny.transformer()
     controlnet = new_inpainting_controlnet(base, num_layers=1, num_single_layers=1)
-    assert torch.equal(
-        controlnet.transformer_blocks[0].attn.to_q.weight, base.transformer_blocks[0].attn.to_q.weight
-    )
+    assert torch.equal(controlnet.transformer_blocks[0].attn.to_q.weight, base.transformer_blocks[0].attn.to_q.weight)
     outs = [*controlnet.controlnet_blocks, *controlnet.controlnet_single_blocks, controlnet.controlnet_x_embedder]
     assert not any(layer.weight.any() for layer in outs)
 

@@ -17,7 +17,9 @@ from capriccio.recipes import flux, gallery, inpainting, miniature, vae
 from capriccio.training.trainer import Schedule
 from capriccio.world.tokenizers import clip_tokenizer
 
-WINGS = {"cpu": tuple(gallery.Wing(name, rows, columns, 4) for name, rows, columns in [("scenes", 1, 1), ("pairs", 1, 2)])}
+WINGS = {
+    "cpu": tuple(gallery.Wing(name, rows, columns, 4) for name, rows, columns in [("scenes", 1, 1), ("pairs", 1, 2)])
+}
 
 
 def small_vae() -> AutoencoderKL:
@@ -88,12 +90,14 @@ def one_step(task: flux.FluxTask) -> tuple[torch.nn.Module, Tensor]:
 def test_flux_learns_and_saves(tmp_path: Path, base: Path) -> None:
     task = prepared(flux.FluxTask(tmp_path, start=base))
     model, loss = one_step(task)
-    assert torch.isfinite(loss) and model.transformer.proj_out.weight.grad.abs().sum() > 0
+    assert torch.isfinite(loss)
+    assert model.transformer.proj_out.weight.grad.abs().sum() > 0
     task.save(model, tmp_path / "out")
     pipe = FluxPipeline.from_pretrained(tmp_path / "out", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     picture = pipe("a mug", height=32, width=32, num_inference_steps=1, max_sequence_length=16, output_type="np").images
-    assert picture.shape == (1, 32, 32, 3) and np.isfinite(picture).all()
+    assert picture.shape == (1, 32, 32, 3)
+    assert np.isfinite(picture).all()
 
 
 @pytest.mark.usefixtures("small")
@@ -125,7 +129,8 @@ def test_gallery_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     gallery.fill_gallery(tmp_path / "two", autoencoder, "cpu", rank=1, processes=2)
     gallery.fill_gallery(tmp_path / "two", autoencoder, "cpu")
     one, two = (gallery.open_wing(tmp_path / name, WINGS["cpu"][1]) for name in ("one", "two"))
-    assert np.array_equal(one.latents, two.latents) and one.graphs == two.graphs
+    assert np.array_equal(one.latents, two.latents)
+    assert one.graphs == two.graphs
     assert one.pixels(np.array([3, 0])).shape == (2, 3, 128, 256)
 
 
@@ -148,7 +153,8 @@ def test_vae_task_standardises(tmp_path: Path) -> None:
     pictures = vae.draw_mixture(np.random.default_rng(1), 8)
     vae.standardise(model.vae, pictures)
     latents = gallery.encode(model.vae, pictures)
-    assert abs(float(latents.mean())) < 1e-4 and abs(float(latents.std()) - 1) < 1e-3
+    assert abs(float(latents.mean())) < 1e-4
+    assert abs(float(latents.std()) - 1) < 1e-3
 
 
 def test_orders_are_checked() -> None:

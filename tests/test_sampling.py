@@ -69,9 +69,7 @@ def test_several_seeds_are_diffusers_to_the_last_bit(backbone: FluxBackbone) -> 
 
 def test_a_model_without_embedded_guidance_is_diffusers_to_the_last_bit() -> None:
     pipe = tiny.flux(guidance=False)
-    (ours,) = painted(
-        FluxBackbone(pipe), Scene("a red mug", seed=3, negative_prompt="", true_cfg_scale=4, **SMALL)
-    )
+    (ours,) = painted(FluxBackbone(pipe), Scene("a red mug", seed=3, negative_prompt="", true_cfg_scale=4, **SMALL))
     assert np.array_equal(ours, stock(pipe, negative_prompt="", true_cfg_scale=4.0)[0])
 
 
@@ -266,9 +264,7 @@ def test_the_predictor_works_without_the_loop(backbone: FluxBackbone) -> None:
     noise, time, inputs = backbone.noise(0, 4, 6), torch.tensor(500.0), Inputs((4, 6), guidance_scale=3.5)
     with attach(backbone.base, compiled) as attachment:
         guided = Predictor(backbone, classifier_free(3), texts, inputs, attachment)(noise, time, 0)
-    positive, negative = (
-        backbone.predict(noise, time, texts[role], role, inputs) for role in ("positive", "negative")
-    )
+    positive, negative = (backbone.predict(noise, time, texts[role], role, inputs) for role in ("positive", "negative"))
     assert torch.equal(guided, negative + 3 * (positive - negative))
 
 

@@ -25,7 +25,7 @@ def flow_matching_pair(clean: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Ten
 
 
 def logit_normal(count: int, mean: float, generator: torch.Generator) -> Tensor:
-    """Noise levels (count,) in (0, 1), sigmoid of a normal of that mean (Esser et al. 2024, arXiv 2403.03206, Eq. 19)."""
+    """Noise levels (count,), the sigmoid of a normal of that mean (Esser et al. 2024, arXiv 2403.03206, Eq. 19)."""
     return torch.sigmoid(torch.randn(count, generator=generator) + mean)
 
 
@@ -36,14 +36,14 @@ def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def gradient_l1(image: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of the horizontal and vertical derivatives of two pictures (B, C, H, W)."""
+    """Mean absolute difference of the derivatives across and down of two pictures (B, C, H, W)."""
     across = (image.diff(dim=-1) - target.diff(dim=-1)).abs().mean()
     down = (image.diff(dim=-2) - target.diff(dim=-2)).abs().mean()
     return across + down
 
 
 def pyramid_l1(image: Tensor, target: Tensor, scales: tuple[int, ...] = (1, 4, 8)) -> Tensor:
-    """Mean absolute difference of two pictures (B, C, H, W), summed over pooled scales (factors that divide H and W)."""
+    """Mean absolute difference of pictures (B, C, H, W), summed over pooled scales (factors of H and W)."""
     difference = image - target
     return sum((F.avg_pool2d(difference, scale).abs().mean() for scale in scales), start=difference.new_zeros(()))
 

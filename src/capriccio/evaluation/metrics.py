@@ -18,9 +18,9 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionM
 
 from capriccio import assets
 
-# Root mean square difference, in [-1, 1] units, below which a subject's pixels count as found again. Chosen on scenes
-# that no table uses, so that both errors stay near 5 % or below. It belongs to the VAE, whose blur a paste goes through
-# as well: look at the rows copy_alarm_* of benchmarks/miniature.py when the VAE is trained again.
+# Root mean square difference, in [-1, 1] units, below which a subject's pixels count as found again. Chosen to balance
+# the two errors on scenes that no table uses. It belongs to the VAE, whose blur a paste goes through as well: the rows
+# copy_alarm_* of benchmarks/miniature.py say what it is worth with the VAE at hand.
 COPY_THRESHOLD = 0.12
 _RIM = 3  # pixels at the subject's border, where the VAE mixes it with its surroundings
 

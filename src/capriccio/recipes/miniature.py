@@ -55,9 +55,9 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
-            raise CapriccioError(f"there is no model {self.name!r} in the miniature: {nearest(self.name, TASKS)}")
+            raise CapriccioError(f"There is no model {self.name!r} in the miniature: {nearest(self.name, TASKS)}")
         if self.budget not in ("cpu", "gpu"):
-            raise CapriccioError(f"the budget {self.budget!r} is unknown: {nearest(self.budget, ('cpu', 'gpu'))}")
+            raise CapriccioError(f"The budget {self.budget!r} is unknown: {nearest(self.budget, ('cpu', 'gpu'))}")
 
     def arguments(self) -> list[str]:
         """The order as arguments of this module's worker."""
@@ -76,7 +76,7 @@ def train(order: Order, processes: int | None = None) -> None:
     command = [*launch, "-m", "capriccio.recipes.miniature", *order.arguments()]
     if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode:
         raise CapriccioError(
-            f"training {order.name!r} stopped before its end; run the same command again, it resumes from {order.runs}"
+            f"Training {order.name!r} stopped before its end; run the same command again, it resumes from {order.runs}"
         )
 
 
