@@ -143,7 +143,7 @@ class ClipTask:
     """Train both encoders on scenes of one subject, and a few of two."""
 
     budget: str = "cpu"
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=10, warmup=50))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=50))
     name: str = "clip"
 
     @cached_property

@@ -153,7 +153,7 @@ class ReaderTask:
     """
 
     budget: str = "cpu"
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=7, warmup=50))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=12, warmup=50))
     name: str = "reader"
 
     def models(self) -> nn.Module:

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from capriccio.evaluation.metrics import psnr, reconstruct
 from capriccio.objectives import gaussian_kl, gradient_l1, pyramid_l1
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -82,12 +83,6 @@ def random_crops(pictures: Tensor, rng: np.random.Generator, size: int) -> Tenso
     return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(pictures, corners, strict=True)])
 
 
-def psnr(left: Tensor, right: Tensor) -> float:
-    """Mean peak signal-to-noise ratio in dB of pictures (B, 3, H, W) in [-1, 1]."""
-    error = (left.clamp(-1, 1) - right).square().flatten(1).mean(1)
-    return float((10 * torch.log10(4 / error)).mean())
-
-
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, pictures: Tensor) -> None:
     """Record shift and scaling of the latents of ``pictures``, so that scaled latents have mean 0 and variance 1."""
@@ -136,13 +131,13 @@ class VAETask:
         reconstruction, divergence = model(pixels, noise, half)
         return reconstruction + 1e-3 * divergence, {"kl": divergence}
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: Autoencoding, folder: Path) -> None:
         standardise(model.vae, draw_mixture(np.random.default_rng(1), 128, diet=0.0))
         model.vae.half().save_pretrained(folder, max_shard_size="15MB")
         model.vae.float()
 
     @torch.no_grad()
-    def measure(self, model: nn.Module) -> list[Row]:
+    def measure(self, model: Autoencoding) -> list[Row]:
         pictures = draw_mixture(np.random.default_rng(2), 128, diet=0.0)
-        painted = torch.cat([model.vae.decode(model.vae.encode(p).latent_dist.mean).sample for p in pictures.split(16)])
-        return [Row("vae_psnr", round(psnr(painted, pictures), 2), 30.0, 36.0)]
+        quality = psnr(reconstruct(model.vae, pictures), pictures)
+        return [Row("vae_psnr", round(float(quality.mean()), 2), 30.0, 36.0)]

@@ -50,19 +50,19 @@ class Muon(Optimizer):
         """Take one step with the gradients at hand."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            directions = _shared([self._momentum(parameter, group["momentum"]) for parameter in parameters])
+            directions = _shared([self._momentum(p, p.grad, group["momentum"]) for p in parameters])
             for parameter, direction in zip(parameters, directions, strict=True):
                 size = 0.2 * max(direction.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
 
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+    def _momentum(self, parameter: nn.Parameter, gradient: Tensor, momentum: float) -> Tensor:
         """Nesterov's mean of the gradients, as a matrix."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["momentum"], momentum).flatten(1)
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum"], momentum).flatten(1)
 
 
 def _shared(matrices: list[Tensor]) -> list[Tensor]:
@@ -104,7 +104,8 @@ def muon_and_adamw(
     Returns:
         One or two optimisers; an empty side is left out.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (matrices if parameter.dim() > 1 and muon(name, parameter) else others).append(parameter)
