@@ -64,13 +64,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "SHARD", 4)
     for module in (gallery, flux, inpainting):
         monkeypatch.setattr(module, "WINGS", WINGS)
         monkeypatch.setattr(module, "SHARES", {"scenes": 0.5, "pairs": 0.5}, raising=False)
     monkeypatch.setattr(flux, "BATCH", {"scenes": 2, "pairs": 2})
-    monkeypatch.setattr(inpainting.FillTask, "base", property(lambda self: base))
 
 
 def prepared(task: flux.FluxTask) -> flux.FluxTask:
@@ -101,8 +100,8 @@ def test_flux_learns_and_saves(tmp_path: Path, base: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_fill_starts_as_its_base_and_saves(tmp_path: Path) -> None:
-    task = prepared(inpainting.FillTask(tmp_path))
+def test_fill_starts_as_its_base_and_saves(tmp_path: Path, base: Path) -> None:
+    task = prepared(inpainting.FillTask(tmp_path, start=base))
     model, _ = one_step(task)
     learning = {name for name, value in model.named_parameters() if value.grad is not None}
     assert not any(name.startswith("text_encoder") for name in learning)
@@ -112,8 +111,8 @@ def test_fill_starts_as_its_base_and_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_controlnet_learns_alone_and_saves(tmp_path: Path) -> None:
-    task = prepared(inpainting.ControlNetTask(tmp_path))
+def test_controlnet_learns_alone_and_saves(tmp_path: Path, base: Path) -> None:
+    task = prepared(inpainting.ControlNetTask(tmp_path, start=base))
     model, _ = one_step(task)
     assert all(value.grad is None for value in task.transformer.parameters())
     assert model.controlnet.controlnet_x_embedder.in_features == 36
@@ -162,5 +161,7 @@ def test_orders_are_checked() -> None:
         miniature.Order("fluxx")
     with pytest.raises(CapriccioError, match="budget"):
         miniature.Order("vae", budget="tpu")
+    with pytest.raises(CapriccioError, match="--start"):
+        miniature.make_task(miniature.Order("vae", start=Path("anywhere")))
     order = miniature.Order("vae", minutes=2.0)
     assert miniature._parse(order.arguments()) == order

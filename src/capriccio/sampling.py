@@ -99,7 +99,7 @@ def denoise(
         velocity = predictor(latents, time, step)
         estimate = latents - scheduler.sigmas[step].to(latents) * velocity
         latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
-        if known is not None and known.keep is not None:
+        if known is not None and known.latents is not None and known.keep is not None:
             latents = hold(latents, known.latents, noise, known.keep, scheduler.sigmas[step + 1].to(latents))
         told(step + 1, estimate)
     return latents
@@ -123,7 +123,8 @@ def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None =
         For each plan, one picture for each of its seeds.
     """
     rows = [(index, seed) for index, plan in enumerate(plans) for seed in plan.scene.all_seeds()]
-    size, results = backbone.defaults.rows, [[] for _ in plans]
+    results: list[list[Painted]] = [[] for _ in plans]
+    size = backbone.defaults.rows
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     first = plans[0]
     with backbone.adapters(first.engine, first.loras):

@@ -1,8 +1,8 @@
 """The studio: a loaded backbone, what it will do, and what it paints.
 
-    studio = Studio.open("miniature")
-    print(studio.plan(scene))
-    studio.paint(scene).save("snow.png")
+studio = Studio.open("miniature")
+print(studio.plan(scene))
+studio.paint(scene).save("snow.png")
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ class Studio:
         Raises:
             CapriccioError: If something is not found, does not fit together, or does not fit in memory.
         """
-        return cls(
-            open_backbone(name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config)
-        )
+        return cls(open_backbone(name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config))
 
     def plan(self, scene: Scene) -> Plan:
         """Say what painting a scene will do and cost, without a forward pass of the denoiser.

@@ -90,7 +90,8 @@ def group_queries(edits: Sequence[AttentionEdit], layout: TokenLayout) -> list[G
     edits = [edit for edit in edits if not isinstance(edit, Tap)]
     named = np.stack([layout.tokens(edit.queries) for edit in edits], axis=1) if edits else np.ones((layout.length, 1))
     signatures, members = np.unique(named, axis=0, return_inverse=True)
-    members, groups = members.reshape(-1), {}
+    members = members.reshape(-1)
+    groups: dict[bytes, Group] = {}
     for number, signature in enumerate(signatures):
         own = [edit for edit, is_named in zip(edits, signature, strict=False) if is_named]
         group = Group(np.flatnonzero(members == number), *_vectors(own, layout))

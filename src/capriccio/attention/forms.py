@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 Index = slice | Tensor
 """Positions along one axis: a slice where they are contiguous (no copy), a tensor of integers elsewhere."""
+
+Moved = TypeVar("Moved", Tensor | None, Index | None)
 
 
 def take(x: Tensor, index: Index | None, dim: int = 1) -> Tensor:
@@ -82,8 +85,8 @@ class Look:
 
     def to(self, device: torch.device) -> Look:
         """Return the same look with its tensors on ``device``."""
-        moved = {name: _moved(getattr(self, name), device) for name in ("queries", "keys", "mask", "ratio")}
-        return replace(self, **moved)
+        queries, keys = _moved(self.queries, device), _moved(self.keys, device)
+        return Look(queries, keys, _moved(self.mask, device), _moved(self.ratio, device), self.nothing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +180,7 @@ def scaled(value: Tensor, weights: Tensor) -> Tensor:
     return (value * weights[None, :, None, None]).to(value.dtype)
 
 
-def _moved(x: Index | Tensor | None, device: torch.device) -> Index | Tensor | None:
+def _moved(x: Moved, device: torch.device) -> Moved:
     return x.to(device) if isinstance(x, Tensor) else x
 
 
@@ -225,12 +228,12 @@ def _block(edit: AttentionEdit, layout: TokenLayout) -> Tensor:
 def _visible(edits: Sequence[AttentionEdit], layout: TokenLayout) -> Tensor:
     seen = torch.zeros(layout.length, layout.length, dtype=torch.bool)
     listed = torch.zeros(layout.length, 1, dtype=torch.bool)
-    for edit in (edit for edit in edits if isinstance(edit, See)):
-        seen |= _block(edit, layout)
-        listed |= torch.from_numpy(layout.tokens(edit.queries))[:, None]
+    for see in (edit for edit in edits if isinstance(edit, See)):
+        seen |= _block(see, layout)
+        listed |= torch.from_numpy(layout.tokens(see.queries))[:, None]
     visible = seen | ~listed
-    for edit in (edit for edit in edits if isinstance(edit, Hide)):
-        visible &= ~_block(edit, layout)
+    for hide in (edit for edit in edits if isinstance(edit, Hide)):
+        visible &= ~_block(hide, layout)
     return visible
 
 

@@ -52,7 +52,8 @@ class Slot:
     """The state of one layer: what its rows run in the coming forward.
 
     Attributes:
-        parts: Parts of the batch; empty for the stock layer, ``None`` before the first `Attachment.set`.
+        told: Whether the coming forward is known, from `Attachment.set` or because all forwards are alike.
+        parts: Parts of the batch; empty for the stock layer.
         length: Tokens the forms were compiled for.
         num_rows: Batch rows expected, or ``None`` for any number.
         recorders: Of the taps, by name.
@@ -63,7 +64,8 @@ class Slot:
     def __init__(
         self, length: int, recorders: dict[str, Recorder], device: torch.device, move: Callable[[torch.device], None]
     ) -> None:
-        self.parts: tuple[Part, ...] | None = None
+        self.told = False
+        self.parts: tuple[Part, ...] = ()
         self.length = length
         self.num_rows: int | None = None
         self.recorders = recorders
@@ -72,7 +74,7 @@ class Slot:
 
     def expect(self, num_rows: int) -> None:
         """Refuse a forward whose rows nobody has named."""
-        if self.parts is None:
+        if not self.told:
             raise CapriccioError(
                 "the attention program has edits for certain steps or rows, but no step was given; call "
                 "attachment.set(step=..., roles=...) before each forward."
@@ -120,6 +122,10 @@ class FluxProcessor(nn.Module):
         slot: State of this layer.
     """
 
+    inner: FluxAttnProcessor | FluxIPAdapterAttnProcessor
+    to_k_ip: nn.ModuleList
+    to_v_ip: nn.ModuleList
+
     def __init__(self, inner: FluxAttnProcessor | FluxIPAdapterAttnProcessor | None = None, slot: Slot | None = None):
         super().__init__()
         if inner is None or slot is None:
@@ -141,7 +147,7 @@ class FluxProcessor(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
-        ip_hidden_states: list[Tensor] | None = None,
+        ip_hidden_states: Any = None,
         ip_adapter_masks: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Attend; names and order of the arguments, and the results, are those of diffusers' processors."""
@@ -275,7 +281,7 @@ def layers_of(model: nn.Module) -> tuple[LayerInfo, ...]:
     return tuple(layers)
 
 
-def _attentions(model: nn.Module) -> dict[str, nn.Module]:
+def _attentions(model: nn.Module) -> dict[str, Any]:
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps
     modules = {name.replace("._orig_mod", ""): module for name, module in model.named_modules()}
     return {name: module for name, module in modules.items() if type(module) in FAMILIES}
@@ -296,7 +302,7 @@ class Attachment:
         self._forms: dict[int, Form] = {}
         self._parts: dict[Hashable, tuple[Part, ...]] = {}
         self._slots: dict[int, Slot] = {}
-        self._found: list[tuple[nn.Module, Any, Any]] = []
+        self._found: list[tuple[Any, Any, Any]] = []
         modules = _attentions(model)
         _check(model, modules, compiled)
         for position in compiled.edited:
@@ -304,7 +310,7 @@ class Attachment:
         if compiled.constant:
             self._set(0, None)
 
-    def _install(self, position: int, module: nn.Module) -> None:
+    def _install(self, position: int, module: Any) -> None:
         slot = Slot(self.compiled.layout.length, self._recorders, self._device, self._move)
         found = module.processor
         ours = FAMILIES[type(module)].processor(found, slot)
@@ -342,6 +348,7 @@ class Attachment:
             actives = tuple(self.compiled.active(position, step, role) for role in roles or (None,))
             if (actives, roles) not in self._parts:
                 self._parts[actives, roles] = self._divide(actives, roles)
+            slot.told = True
             slot.parts = self._parts[actives, roles]
             slot.num_rows = None if roles is None else len(roles)
             slot.device = self._device
@@ -418,7 +425,7 @@ def _device_of(model: nn.Module) -> torch.device:
     return torch.device(device) if device is not None else next(model.parameters()).device
 
 
-def _check(model: nn.Module, modules: dict[str, nn.Module], compiled: CompiledProgram) -> None:
+def _check(model: nn.Module, modules: dict[str, Any], compiled: CompiledProgram) -> None:
     if [layer.name for layer in compiled.layers] != list(modules):
         raise CapriccioError(
             f"the attention program was compiled for {len(compiled.layers)} layers that are not the {len(modules)} of "
@@ -439,7 +446,7 @@ def _check(model: nn.Module, modules: dict[str, nn.Module], compiled: CompiledPr
         _check_processor(name, modules[name], compiled)
 
 
-def _check_processor(name: str, module: nn.Module, compiled: CompiledProgram) -> None:
+def _check_processor(name: str, module: Any, compiled: CompiledProgram) -> None:
     processor = module.processor
     family = FAMILIES[type(module)]
     if type(processor) is family.processor:

@@ -21,6 +21,11 @@ Names = str | tuple[str, ...]
 """One token group, or several taken together."""
 
 
+def _several(names: Names | None) -> tuple[str, ...] | None:
+    """Return names as a tuple; one may be given by itself."""
+    return (names,) if isinstance(names, str) else names
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """One attention layer of a model.
@@ -53,8 +58,7 @@ class Layers:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.kinds, str):
-            object.__setattr__(self, "kinds", (self.kinds,))
+        object.__setattr__(self, "kinds", _several(self.kinds))
         if self.start < 0 or self.every < 1:
             raise CapriccioError(
                 f"Layers received start={self.start} and every={self.every}, but start counts from 0 and every from 1; "
@@ -122,8 +126,7 @@ class Scope:
     rows: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.rows, str):
-            object.__setattr__(self, "rows", (self.rows,))
+        object.__setattr__(self, "rows", _several(self.rows))
 
     @property
     def rows_text(self) -> str:

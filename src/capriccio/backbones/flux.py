@@ -66,7 +66,7 @@ class FluxBackbone:
         is_fill = self._takes(transformer, "fill")
         self.base = None if is_fill else transformer
         self.fill = transformer if is_fill else fill
-        self.controlnet = controlnet or (own if _is_inpainting(own) else None)
+        self.controlnet: Any = controlnet or (own if _is_inpainting(own) else None)
         self._check_parts()
         self.defaults = defaults or _defaults(pipe, is_fill)
         self.hooks: tuple[Any, ...] = ()
@@ -282,16 +282,14 @@ class FluxBackbone:
         shared = self._shared(latents, time, text, inputs)
         seen, extra = latents, {}
         if inputs.engine == "fill":
-            seen = torch.cat((latents, inputs.known.condition), dim=2)
+            seen = torch.cat((latents, _condition(inputs)), dim=2)
         elif inputs.engine == "controlnet" and inputs.control_scale:
             extra = self._residuals(latents, shared, inputs)
         if not self.embeds_guidance(inputs.engine):
             shared["guidance"] = None
         # The names are those of diffusers' pipelines, for step caches that tell the two predictions apart.
         with denoiser.cache_context("cond" if role == "positive" else "uncond"):
-            return denoiser(
-                hidden_states=seen, joint_attention_kwargs={}, return_dict=False, **shared, **extra
-            )[0]
+            return denoiser(hidden_states=seen, joint_attention_kwargs={}, return_dict=False, **shared, **extra)[0]
 
     def _shared(self, latents: Tensor, time: Tensor, text: Text, inputs: Inputs) -> dict[str, Any]:
         rows, device, dtype = latents.shape[0], latents.device, text.tokens.dtype
@@ -311,7 +309,7 @@ class FluxBackbone:
         guidance = shared["guidance"] if self.controlnet.config.guidance_embeds else None
         double, single = self.controlnet(
             hidden_states=latents,
-            controlnet_cond=inputs.known.condition,
+            controlnet_cond=_condition(inputs),
             conditioning_scale=inputs.control_scale,
             return_dict=False,
             **{**shared, "guidance": guidance},
@@ -403,6 +401,13 @@ def _defaults(pipe: Any, is_fill: bool) -> Defaults:
     )
 
 
+def _condition(inputs: Inputs) -> Tensor:
+    """Return the extra input that an engine of inpainting takes."""
+    if inputs.known is None or inputs.known.condition is None:
+        raise CapriccioError(f"The engine {inputs.engine!r} paints around a known part; give its condition in inputs.")
+    return inputs.known.condition
+
+
 def _linear_flops(network: nn.Module, text: int, image: int) -> int:
     linears = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     return sum(2 * m.in_features * m.out_features * _tokens_through(name, text, image) for name, m in linears)
@@ -417,4 +422,3 @@ def _tokens_through(name: str, text: int, image: int) -> int:
     if name.startswith("context_embedder") or any(part in name for part in (".add_", ".to_add_out", ".ff_context")):
         return text
     return image
-

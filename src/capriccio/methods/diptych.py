@@ -95,12 +95,12 @@ def plan(draft: Draft, conditions: Sequence[Subject | Style | Edit], options: Op
     edit = next((condition for condition in conditions if isinstance(condition, Edit)), None)
     (reference,) = (condition for condition in conditions if not isinstance(condition, Edit))
     draft = _numbers(draft.inpaint(options.engine), options)
-    draft = _panels(draft, options) if edit is None else _panels_for(draft, options, open_picture(edit.image).size)
-    draft = _reference(draft, reference)
-    draft = _target(draft, reference) if edit is None else _target_picture(draft, reference, edit)
+    canvas = _panels(draft, options) if edit is None else _panels_for(draft, options, open_picture(edit.image).size)
+    draft = _reference(draft, canvas.panel("left"), reference)
+    draft = _target(draft, canvas, reference) if edit is None else _target_picture(draft, canvas, reference, edit)
     painted = "image:right" if edit is None else "image:edit"
     program = AttentionProgram((Weigh(queries=painted, keys="image:left", weight=options.attention_weight),))
-    draft = replace(draft, prompt=_prompt(draft, reference, options), program=program)
+    draft = replace(draft, canvas=canvas, prompt=_prompt(draft, reference, options), program=program)
     return draft.say(*filter(None, [draft.backbone.defaults.caution]))
 
 
@@ -116,16 +116,16 @@ def _numbers(draft: Draft, options: Options) -> Draft:
     return draft.adopt(width=side, height=side)
 
 
-def _panels(draft: Draft, options: Options) -> Draft:
+def _panels(draft: Draft, options: Options) -> Canvas:
     """Two panels of the picture's size and a margin that is cropped again, in whole tokens."""
     token, settings = draft.backbone.token, draft.settings
     Canvas(settings.width, settings.height, token)  # checks the size
     margin = draft.backbone.defaults.panel_margin if options.pixel_offset is None else options.pixel_offset
-    panel = tuple(token * ceil((side + 2 * margin) / token) for side in (settings.width, settings.height))
-    return replace(draft, canvas=side_by_side(("left", "right"), *panel, token))
+    width, height = (token * ceil((side + 2 * margin) / token) for side in (settings.width, settings.height))
+    return side_by_side(("left", "right"), width, height, token)
 
 
-def _panels_for(draft: Draft, options: Options, picture: tuple[int, int]) -> Draft:
+def _panels_for(draft: Draft, options: Options, picture: tuple[int, int]) -> Canvas:
     """Two panels of the shape of the picture that is edited."""
     if options.pixel_offset is not None:
         raise CapriccioError("pixel_offset has no effect on an edit, whose panel is the picture itself; leave it out.")
@@ -133,12 +133,12 @@ def _panels_for(draft: Draft, options: Options, picture: tuple[int, int]) -> Dra
     size = settings.width, settings.height
     if not (defaults.own or scene.width or scene.height):
         size = size_like(*picture, settings.width * settings.height, token)
-    return replace(draft, canvas=side_by_side(("left", "right"), *size, token))
+    return side_by_side(("left", "right"), *size, token)
 
 
-def _reference(draft: Draft, reference: Subject | Style) -> Draft:
+def _reference(draft: Draft, box: Box, reference: Subject | Style) -> Draft:
     """Prepare the left panel: fit the pictures, find the subject, put it on white."""
-    box, name = draft.canvas.panel("left"), reference.name
+    name = reference.name
     alone = isinstance(reference, Subject) and reference.remove_background
     sources = reference.images if isinstance(reference, Subject) else (reference.image,)
     mask = reference.mask if isinstance(reference, Subject) else None
@@ -197,11 +197,11 @@ def _mask(picture: Image.Image, name: str, is_miniature: bool) -> Image.Image:
     return Image.fromarray(np.where(found, np.uint8(255), np.uint8(0)))
 
 
-def _target(draft: Draft, reference: Subject | Style) -> Draft:
+def _target(draft: Draft, canvas: Canvas, reference: Subject | Style) -> Draft:
     """Paint the whole right panel, and crop it."""
-    canvas, settings = draft.canvas, draft.settings
-    right, paint = canvas.panel("right"), canvas.mask(canvas.panel("right"))
-    inner = right.inner(settings.width, settings.height)
+    right = canvas.panel("right")
+    paint = canvas.mask(right)
+    inner = right.inner(draft.settings.width, draft.settings.height)
     draft = draft.add(
         Preparation(
             CANVAS,
@@ -216,9 +216,9 @@ def _target(draft: Draft, reference: Subject | Style) -> Draft:
     return replace(draft, groups={"image:left": ~paint, "image:right": paint}, finish=(crop,))
 
 
-def _target_picture(draft: Draft, reference: Subject | Style, edit: Edit) -> Draft:
+def _target_picture(draft: Draft, canvas: Canvas, reference: Subject | Style, edit: Edit) -> Draft:
     """Put the picture to be edited on the right panel, paint its mask alone, and put the result back into it."""
-    canvas, right = draft.canvas, draft.canvas.panel("right")
+    right = canvas.panel("right")
     picture = opaque(open_picture(edit.image))
     mask = open_mask(edit.mask, picture.size, "mask of the edit")
     size = right.width, right.height

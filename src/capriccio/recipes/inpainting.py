@@ -63,8 +63,8 @@ class FillTask(FluxTask):
 
     @property
     def base(self) -> Path:
-        """The pipeline folder that the inpainter starts from."""
-        return Path(assets.path("miniature/flux"))
+        """The pipeline folder of the FLUX that the inpainter starts from."""
+        return self.start or Path(assets.path("miniature/flux"))
 
     @cached_property
     def text_encoder(self) -> T5EncoderModel:

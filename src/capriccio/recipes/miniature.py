@@ -85,6 +85,8 @@ def make_task(order: Order) -> Any:
     module, name = TASKS[order.name].split(".")
     kind: Callable[..., Any] = getattr(import_module(f"capriccio.recipes.{module}"), name)
     accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if order.start is not None and "start" not in accepted:
+        raise CapriccioError(f"The recipe of {order.name!r} cannot go on from a folder; leave --start out.")
     given = {
         "budget": order.budget,
         "runs": order.runs,
