@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,7 +159,8 @@ class ReaderTask:
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        return Reader().to(memory_format=torch.channels_last)
+        reader: Any = Reader()  # PyTorch's annotations do not know this form of ``to``
+        return reader.to(memory_format=torch.channels_last)
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=3e-3, adamw_lr=1.2e-3)
