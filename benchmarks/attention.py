@@ -44,6 +44,7 @@ from capriccio.attention import (
     literal,
 )
 from capriccio.attention.forms import literal_matrices, literal_weights
+from capriccio.evaluation import reports
 
 DIPTYCH = Weigh("image:right", "image:left", 1.3)
 
@@ -296,14 +297,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each, the median counts")
+    parser.add_argument("--save", metavar="FILE", help="also write rows and recipe to this JSON file")
     arguments = parser.parse_args()
+    rows = []
     if not arguments.json:
         print(f"{'name':38} {'tokens':>7} {'over_plain':>11} {'literal_over_compiled':>22} {'error':>9}")
     with torch.inference_mode():
         for row in measure(arguments.device, arguments.rounds):
+            rows.append(asdict(row))
             print(json.dumps(asdict(row)) if arguments.json else table_line(row), flush=True)
     if not arguments.json:
         print("Ratios, median of rounds taken in turn; other work on the machine scatters them by a few per cent.")
+    if arguments.save:
+        reports.save(arguments.save, rows, reports.recipe(device=arguments.device, rounds=arguments.rounds))
 
 
 if __name__ == "__main__":
