@@ -7,6 +7,7 @@ padded to a random length, mostly short, so that no length is baked in.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
@@ -275,9 +282,7 @@ class FluxTask:
         return flow + 0.2 * shapes, {"scenes" if len(grid) == 64 else "panels": flow, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        pipeline(model.transformer, model.text_encoder, self.vae, self.clip).to(torch.float16).save_pretrained(
-            folder, max_shard_size="15MB"
-        )
+        save_halved(pipeline(model.transformer, model.text_encoder, self.vae, self.clip), folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
         return []
@@ -296,6 +301,18 @@ def pipeline(
         tokenizer_2=t5_tokenizer(),
         transformer=transformer,
     )
+
+
+def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline in half precision, such that a plain ``from_pretrained(folder)`` gives single precision.
+
+    diffusers loads its own parts in single precision, transformers in the precision that their configuration names:
+    left alone, a CPU would be asked to multiply one with the other.
+    """
+    pipe.to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
+    for place in folder.glob("text_encoder*/config.json"):
+        config = json.loads(place.read_text()) | {"dtype": "float32"}
+        place.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _wait_for_everyone(processes: int) -> None:

@@ -27,6 +27,7 @@ from capriccio.recipes.flux import (
     map_loss,
     pack,
     pipeline,
+    save_halved,
 )
 from capriccio.recipes.gallery import WINGS, Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
@@ -102,7 +103,7 @@ class FillTask(FluxTask):
     def save(self, model: nn.Module, folder: Path) -> None:
         plain = pipeline(model.transformer, model.text_encoder, self.vae, self.clip)
         parts = {name: part for name, part in plain.components.items() if part is not None}
-        FluxFillPipeline(**parts).to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
+        save_halved(FluxFillPipeline(**parts), folder)
 
 
 class Guided(nn.Module):
