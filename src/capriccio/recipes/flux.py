@@ -27,8 +27,10 @@ from torch.optim import Optimizer
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from capriccio import assets
+from capriccio.evaluation import targets
 from capriccio.objectives import flow_matching_pair, logit_normal
 from capriccio.recipes.gallery import CELL, WINGS, Pictures, Wing, fill_gallery, open_wing
+from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.captions import sample_caption, sample_panel_caption
@@ -285,7 +287,10 @@ class FluxTask:
         save_halved(pipeline(model.transformer, model.text_encoder, self.vae, self.clip), folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
-        return []
+        """Paint held-out captions with what was just saved, and let the reader judge."""
+        studio = Studio.open("miniature")
+        parts = ((targets.one_subject, 128), (targets.two_subjects, 96), (targets.two_panels, 64))
+        return [row for part, count in parts for row in part(studio, count) if row.name.startswith("flux")]
 
 
 def pipeline(

@@ -32,7 +32,7 @@ from capriccio.recipes.flux import (
 from capriccio.recipes.gallery import WINGS, Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
 from capriccio.training.optimisers import muon_and_adamw
-from capriccio.training.trainer import Batch, Schedule
+from capriccio.training.trainer import Batch, Row, Schedule
 
 FACTOR = 8
 SHARES = {"scenes": 0.3, "pairs": 0.67, "grids": 0.03}
@@ -104,6 +104,9 @@ class FillTask(FluxTask):
         plain = pipeline(model.transformer, model.text_encoder, self.vae, self.clip)
         parts = {name: part for name, part in plain.components.items() if part is not None}
         save_halved(FluxFillPipeline(**parts), folder)
+
+    def measure(self, model: nn.Module) -> list[Row]:
+        return []  # what an inpainter is worth, ``benchmarks/diptych.py`` says
 
 
 class Guided(nn.Module):
