@@ -275,5 +275,5 @@ class GroundedSegmenter:
 
 @cache
 def _grounded() -> GroundedSegmenter:
-    # One for all subjects of a session: its weights are loaded once.
+    # One for all subjects of a run: its weights are loaded once.
     return GroundedSegmenter()

@@ -312,11 +312,14 @@ def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
     """Save a pipeline in half precision, such that a plain ``from_pretrained(folder)`` gives single precision.
 
     diffusers loads its own parts in single precision, transformers in the precision that their configuration names:
-    left alone, a CPU would be asked to multiply one with the other.
+    left alone, a CPU would be asked to multiply one with the other. Where a part was loaded from is nobody's business.
     """
     pipe.to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
     for place in folder.glob("text_encoder*/config.json"):
         config = json.loads(place.read_text()) | {"dtype": "float32"}
+        place.write_text(json.dumps(config, indent=2) + "\n")
+    for place in folder.glob("*/config.json"):
+        config = {key: value for key, value in json.loads(place.read_text()).items() if key != "_name_or_path"}
         place.write_text(json.dumps(config, indent=2) + "\n")
 
 
