@@ -31,11 +31,12 @@ class Painting:
 
     readings: dict[str, Any] = {"seconds": 1.0}  # noqa: RUF012
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, weights: dict[str, str]) -> None:
         self.scene = self.plan = scene
+        self.weights = weights
 
     def save(self, path: Path, recipe: bool) -> list[Path]:
-        carried = {"scene": self.scene.recipe(), "model": "miniature"} if recipe else None
+        carried = {"scene": self.scene.recipe(), "model": "miniature", "weights": self.weights} if recipe else None
         return [pictures.save_png(Image.new("RGB", (8, 8), "white"), path, carried)]
 
 
@@ -46,6 +47,7 @@ class Easel:
         self.opened: list[tuple[Any, dict[str, Any]]] = []
         self.scenes: list[Scene] = []
         self.failure: BaseException | None = None
+        self.weights: dict[str, str] = {"transformer": "1a"}
 
     def open(self, model: str, **settings: Any) -> Easel:
         self.opened.append((model, settings))
@@ -55,7 +57,7 @@ class Easel:
         self.scenes.append(scene)
         if self.failure is not None:
             raise self.failure
-        return Painting(scene)
+        return Painting(scene, self.weights)
 
     @property
     def scene(self) -> Scene:
@@ -171,6 +173,13 @@ def test_a_picture_is_painted_again(easel: Easel, folder: Path) -> None:
     assert easel.scene.seed == 4
     assert easel.scene.conditions[0].image.open().size == (4, 4)
     assert pictures.read_recipe("b.png") == pictures.read_recipe("a.png")
+
+
+def test_other_weights_are_told_before_a_picture_is_painted_again(easel: Easel, folder: Path) -> None:
+    run("paint", "a mug", "-o", "a.png")
+    assert "other weights" not in run("paint", "--scene", "a.png", "-o", "b.png").stderr
+    easel.weights = {"transformer": "1a", "controlnet": "2b"}
+    assert "other weights (controlnet)" in run("paint", "--scene", "a.png", "-o", "b.png").stderr
 
 
 def test_without_recipe_nothing_is_carried(easel: Easel, folder: Path) -> None:

@@ -72,8 +72,12 @@ class _Speaking(typer.core.TyperGroup):
             _fail("There is too little memory for this; try --memory offload, sequential, 8bit or 4bit.", 2)
 
 
+def _say(sentence: str, style: str = "yellow") -> None:
+    _errors.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def _fail(sentence: str, code: int) -> None:
-    _errors.print(sentence, style="red" if code == 2 else "yellow", markup=False, highlight=False, soft_wrap=True)
+    _say(sentence, "red" if code == 2 else "yellow")
     raise typer.Exit(code)
 
 
@@ -222,6 +226,17 @@ def _model(name: str | None, scene: Path | None) -> str:
     return DEFAULT_MODEL
 
 
+def _changed_weights(scene: Path | None, studio: Any) -> list[str]:
+    """Return the components whose weights are not those that a picture's recipe tells of; none without a recipe."""
+    if scene is None or scene.suffix.lower() != ".png":
+        return []
+    from capriccio.pictures import read_recipe
+
+    told = read_recipe(scene).get("weights")
+    then = told if isinstance(told, dict) else {}
+    return sorted(name for name in {*then, *studio.weights} if then.get(name) != studio.weights.get(name))
+
+
 def _place(out: Path | None) -> Path:
     if out is not None and out.suffix.lower() != ".png":
         raise CapriccioError(f"-o received {out.name!r}, but pictures are saved as PNG; end the name in .png.")
@@ -303,6 +318,9 @@ def paint(
     conditions = _conditions(subject or (), style or (), edit, mask, lora or ())
     wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
     studio = _studio(_model(model, scene), inpainting, memory)
+    changed = _changed_weights(scene, studio)
+    if changed:
+        _say(f"{scene} was painted with other weights ({', '.join(changed)}); the new picture will differ from it.")
     with _progress("painting", quiet=as_json) as told:
         painting = studio.paint(wanted, callback=lambda progress: told(progress.step, progress.total))
     files = painting.save(place, recipe=recipe)

@@ -55,11 +55,11 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(heads=3, double=2, single=6, text_layers=2),
+    "cpu": Size(heads=4, double=2, single=6, text_layers=2),
     "gpu": Size(heads=8, double=4, single=8, text_layers=4),
 }
 SHARES = {"scenes": 0.63, "pairs": 0.34, "grids": 0.03}
-BATCH = {"scenes": 16, "pairs": 8, "grids": 4}
+BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 
 
 def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransformer2DModel:

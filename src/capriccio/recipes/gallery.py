@@ -44,7 +44,7 @@ class Wing:
 
 
 WINGS = {
-    "cpu": (Wing("scenes", 1, 1, 9_216), Wing("pairs", 1, 2, 4_608), Wing("grids", 2, 2, 256)),
+    "cpu": (Wing("scenes", 1, 1, 20_480), Wing("pairs", 1, 2, 10_240), Wing("grids", 2, 2, 512)),
     "gpu": (Wing("scenes", 1, 1, 122_880), Wing("pairs", 1, 2, 61_440), Wing("grids", 2, 2, 8_192)),
 }
 SUBJECTS = (0.55, 0.33, 0.08, 0.04)  # share of scenes with one to four subjects

@@ -26,8 +26,8 @@ from capriccio.world.diet import draw_diet
 from capriccio.world.draw import draw
 from capriccio.world.graph import sample_scene
 
-CHANNELS = {"cpu": (16, 24, 32, 64), "gpu": (32, 64, 128, 192)}
-POOL = {"cpu": 1_024, "gpu": 16_384}  # pictures drawn beforehand by every process
+CHANNELS = {"cpu": (16, 32, 64, 128), "gpu": (32, 64, 128, 192)}
+POOL = {"cpu": 3_072, "gpu": 16_384}  # pictures drawn beforehand by every process
 LATENT_CHANNELS = 8
 
 
@@ -101,7 +101,7 @@ class VAETask:
 
     budget: str = "cpu"
     rank: int = 0
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, warmup=60, decay=0.5))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, warmup=60, decay=0.5, half=False))
     name: str = "vae"
 
     def models(self) -> nn.Module:
@@ -119,7 +119,7 @@ class VAETask:
         return torch.cat([((chunk + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for chunk in chunks])
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        count, size = (64, 128) if self.budget == "gpu" else (4, 64)
+        count, size = (64, 128) if self.budget == "gpu" else (8, 64)
         rows = torch.from_numpy(rng.integers(0, len(self.pool), count))
         return {"pixels": random_crops(self.pool[rows].float() / 127.5 - 1, rng, size)}
 

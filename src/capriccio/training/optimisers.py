@@ -11,6 +11,14 @@ from torch.optim import AdamW, Optimizer
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
+def quick_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """What matrix products are quickest in: bfloat16 on GPUs and on CPUs with its instructions, else float32."""
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16
+    can = torch.cpu.get_capabilities()
+    return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
+
+
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Replace the singular values of matrices (n, rows, columns) by values near 1.
 
@@ -29,9 +37,9 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), scaled to AdamW's size (arXiv 2502.16982, Eq. 4).
 
-    PyTorch's own takes matrices only and computes in bfloat16, which CPUs without it emulate five times slower than
-    float32. This one takes convolution kernels too (flattened), computes in the dtype of the parameters, and shares
-    the work among the processes of a run.
+    PyTorch's own takes matrices only and always computes in bfloat16, which CPUs without it emulate five times slower
+    than float32. This one takes convolution kernels too (flattened), computes in bfloat16 only where that is quick,
+    and shares the work among the processes of a run.
 
     Args:
         params: Matrices and kernels.
@@ -74,7 +82,8 @@ def _shared(matrices: list[Tensor]) -> list[Tensor]:
     for index in range(rank, len(matrices), processes):
         shapes.setdefault(matrices[index].shape, []).append(index)
     for indices in shapes.values():
-        stack = orthogonalise(torch.stack([matrices[index] for index in indices]))
+        stack = torch.stack([matrices[index] for index in indices])
+        stack = orthogonalise(stack.to(quick_dtype(stack.device))).to(stack.dtype)
         for index, result in zip(indices, stack, strict=True):
             results[index] = result.contiguous()
     if processes > 1:
