@@ -20,14 +20,15 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Cloth:
-    """The print of a garment: who wears which, and where its points lie on the mannequin."""
+    """Whose garments a stroke belongs to, where its points lie on the mannequin, and whether the print shows on it."""
 
     garments: Sequence[Garment | None]
     origin: Coordinates
+    printed: bool
 
     def rows(self) -> list[int]:
-        """Whose garments have a pattern."""
-        return [row for row, one in enumerate(self.garments) if one and one.pattern != "plain"]
+        """Whose garments show a pattern."""
+        return [row for row, one in enumerate(self.garments) if self.printed and one and one.pattern != "plain"]
 
     def shown(self, row: int, half: Tensor) -> Tensor:
         """How much of the accent shows on one garment, (h, w): the print of the flat view, wherever it has gone.

@@ -209,8 +209,7 @@ def _clothes(body: Body, layer: Layer) -> Iterator[Stroke]:
         main = piece.role is Role.MAIN
         inks = [(one.main if main else one.accent) if one else "white" for one in garments]
         parts = [garment_part(one.kind) + (not main) if one else 0 for one in garments]
-        cloth = Cloth(garments, piece.origin) if piece.origin is not None else None
-        yield Stroke(piece.distance, piece.relief, inks, parts, cloth)
+        yield Stroke(piece.distance, piece.relief, inks, parts, Cloth(garments, piece.origin, printed=main))
 
 
 def _accessories(body: Body, place: str) -> Iterator[Stroke]:

@@ -49,12 +49,12 @@ SLOT = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of cloth: its distance, its paint, its relief; and its origin if it carries the print."""
+    """One piece of cloth: its distance, its paint, its relief, its origin on the mannequin. Main ones are printed."""
 
     distance: Tensor
     role: Role
     relief: float
-    origin: Coordinates | None = None
+    origin: Coordinates
 
 
 class Cut:
@@ -95,7 +95,7 @@ def hood(body: Body, cut: Cut) -> Iterator[Piece]:
     if cut.has("hoodie"):
         distance = cut.only(ellipse(*body.trunk, 0.0, -0.33, 0.30, 0.17), "hoodie")
         yield Piece(distance, Role.MAIN, 0.16, body.trunk)
-        yield Piece(distance + 0.075, Role.ACCENT, 0.1)
+        yield Piece(distance + 0.075, Role.ACCENT, 0.1, body.trunk)
 
 
 def chest(body: Body, cut: Cut) -> Iterator[Piece]:
@@ -112,7 +112,7 @@ def chest(body: Body, cut: Cut) -> Iterator[Piece]:
         holes = torch.minimum(holes, ellipse(side, y, 0.305, -0.14, 0.075, 0.15) + _HIDDEN * ~bare)
     yield Piece(torch.maximum(torso, -holes), Role.MAIN, 0.17, body.trunk)
     yield from _trimmings(cut, x, side, y, torso, hem)
-    yield Piece(torch.maximum(holes.abs() - 0.042, torso - 0.012), Role.ACCENT, 0.05)
+    yield Piece(torch.maximum(holes.abs() - 0.042, torso - 0.012), Role.ACCENT, 0.05, body.trunk)
     yield from _motifs(cut, x, y)
 
 
@@ -129,16 +129,16 @@ def _trimmings(cut: Cut, x: Tensor, side: Tensor, y: Tensor, torso: Tensor, hem:
     band = cut.between(4, 0.065, 0.10)
     if cut.has("sweater", "hoodie", "jacket", "dress"):
         edge = torch.maximum(torso - 0.008, hem - band - 0.25 * side * side - y)
-        yield Piece(cut.only(edge, "sweater", "hoodie", "jacket", "dress"), Role.ACCENT, 0.06)
+        yield Piece(cut.only(edge, "sweater", "hoodie", "jacket", "dress"), Role.ACCENT, 0.06, (x, y))
     if cut.has("jacket"):
         lapels = side - 0.05 - 0.10 * ((0.02 - y) / 0.36).clamp(0, 1)
-        yield Piece(cut.only(torch.maximum(torso, lapels), "jacket"), Role.ACCENT, 0.05)
+        yield Piece(cut.only(torch.maximum(torso, lapels), "jacket"), Role.ACCENT, 0.05, (x, y))
     if cut.has("hoodie"):
         pocket = box(x, y, 0.0, 0.19, 0.15, 0.075, 0.06)
-        yield Piece(cut.only(pocket, "hoodie"), Role.ACCENT, 0.06)
+        yield Piece(cut.only(pocket, "hoodie"), Role.ACCENT, 0.06, (x, y))
     if cut.has("dress"):
         belt = torch.maximum(torso - 0.008, (y - 0.12).abs() - band * 0.55)
-        yield Piece(cut.only(belt, "dress"), Role.ACCENT, 0.06)
+        yield Piece(cut.only(belt, "dress"), Role.ACCENT, 0.06, (x, y))
 
 
 def _motifs(cut: Cut, x: Tensor, y: Tensor) -> Iterator[Piece]:
@@ -147,7 +147,7 @@ def _motifs(cut: Cut, x: Tensor, y: Tensor) -> Iterator[Piece]:
     for name in MOTIFS:
         if name in motifs:
             hidden = x.new_tensor([_HIDDEN * (motif != name) for motif in motifs])[:, None, None]
-            yield Piece(_MOTIFS[name](x, y + 0.01) + hidden, Role.ACCENT, 0.05)
+            yield Piece(_MOTIFS[name](x, y + 0.01) + hidden, Role.ACCENT, 0.05, (x, y))
 
 
 _MOTIFS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -172,7 +172,7 @@ def sleeve(side: str) -> Callable[[Body, Cut], Iterator[Piece]]:
             wide = cut.between(5, 0.0, 0.025) + cut.each({"hoodie": 0.01, "jacket": 0.01})
             cloth = cut.only(arm.sleeve(0.115, 0.105 + wide / 2, 0.095 + wide, reach))
             yield Piece(cloth, Role.MAIN, 0.11, arm.origin)
-            yield Piece(_cuff(arm, cloth, reach, 0.075), Role.ACCENT, 0.06)
+            yield Piece(_cuff(arm, cloth, reach, 0.075), Role.ACCENT, 0.06, arm.origin)
 
     return cutter
 
@@ -194,9 +194,9 @@ def legs(body: Body, cut: Cut) -> Iterator[Piece]:
         skirt = cut.only(skirt, "skirt")
         yield Piece(skirt, Role.MAIN, 0.2, body.trunk)
         band = hem - cut.between(4, 0.075, 0.12) - 0.25 * side * side - y
-        yield Piece(torch.maximum(skirt - 0.008, band), Role.ACCENT, 0.06)
+        yield Piece(torch.maximum(skirt - 0.008, band), Role.ACCENT, 0.06, body.trunk)
     belt = torch.maximum(waist, y - 0.245)
-    yield Piece(cut.only(join_inside(belt, 0.165 - y, 0.04)), Role.ACCENT, 0.05)
+    yield Piece(cut.only(join_inside(belt, 0.165 - y, 0.04)), Role.ACCENT, 0.05, body.trunk)
 
 
 def _trousers(body: Body, cut: Cut) -> Iterator[Piece]:
@@ -209,7 +209,7 @@ def _trousers(body: Body, cut: Cut) -> Iterator[Piece]:
     yield Piece(cloth, Role.MAIN, 0.13, _trouser_origin(body, tubes, hips))
     for side, leg in body.legs.items():
         cuff = _cuff(leg, cut.only(tubes[side], "pants", "shorts"), reach, 0.085)
-        yield Piece(cuff, Role.ACCENT, 0.06)
+        yield Piece(cuff, Role.ACCENT, 0.06, leg.origin)
 
 
 def _trouser_origin(body: Body, tubes: Mapping[str, Tensor], hips: Tensor) -> Coordinates:
@@ -232,9 +232,10 @@ def feet(body: Body, cut: Cut) -> Iterator[Piece]:
             start = cut.between(2, 0.16, 0.26)
             shaft = torch.maximum(leg.lower.tapered(0.112, 0.100), -along - start)
             shoe = torch.where(cut.each({"boots": 1.0}) > 0, join(shoe, shaft, 0.05), shoe)
+        origin = leg.lower.origin()
         shoe = cut.only(torch.maximum(shoe, along - 0.085))
-        yield Piece(shoe, Role.MAIN, 0.1, leg.lower.origin())
-        yield Piece(torch.maximum(shoe - 0.006, cut.between(4, 0.015, 0.03) - along), Role.ACCENT, 0.05)
+        yield Piece(shoe, Role.MAIN, 0.1, origin)
+        yield Piece(torch.maximum(shoe - 0.006, cut.between(4, 0.015, 0.03) - along), Role.ACCENT, 0.05, origin)
 
 
 def hat(body: Body, cut: Cut) -> Iterator[Piece]:
@@ -250,7 +251,7 @@ def hat(body: Body, cut: Cut) -> Iterator[Piece]:
         brim = box(x, y, 0.0, -0.52, cut.between(2, 1.14, 1.34), 0.13, 0.12)
         yield Piece(HEAD * cut.only(dome, "hat"), Role.MAIN, 0.13, origin)
         band = torch.maximum(dome - 0.02, -0.60 - cut.between(4, 0.20, 0.30) - y)
-        yield Piece(HEAD * cut.only(band, "hat"), Role.ACCENT, 0.04)
+        yield Piece(HEAD * cut.only(band, "hat"), Role.ACCENT, 0.04, origin)
         yield Piece(HEAD * cut.only(brim, "hat"), Role.MAIN, 0.035, origin)
     if cut.has("cap"):
         wide, rise = cut.between(0, 0.96, 1.06), cut.between(1, 0.86, 1.0)
@@ -258,7 +259,7 @@ def hat(body: Body, cut: Cut) -> Iterator[Piece]:
         yield Piece(HEAD * cut.only(dome, "cap"), Role.MAIN, 0.13, origin)
         button = circle(x, y, 0.0, -0.30 - rise, 0.13)
         visor = ellipse(x, y, cut.between(3, -0.3, 0.3), -0.40, cut.between(2, 0.70, 0.88), 0.19)
-        yield Piece(HEAD * cut.only(torch.minimum(button, visor), "cap"), Role.ACCENT, 0.04)
+        yield Piece(HEAD * cut.only(torch.minimum(button, visor), "cap"), Role.ACCENT, 0.04, origin)
 
 
 CUTTERS: dict[Layer, Callable[[Body, Cut], Iterator[Piece]]] = {

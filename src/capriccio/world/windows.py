@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from capriccio.world.garments import build_flat
-from capriccio.world.graph import FEET, KINDS, Thing
+from capriccio.world.graph import FEET, KINDS, Identity, Thing
 from capriccio.world.inks import NAMES, cover, palette, pattern
 from capriccio.world.kinds import Figure, Part, Role, build, worn
 from capriccio.world.people import BODY_PARTS, GARMENTS
@@ -183,16 +183,17 @@ def draw_kind(
         device: Where to draw.
     """
     frame = _frame(things, size, device)
-    figure = _built(kind, frame, things)
+    figure = built(kind, frame.x, frame.y, [thing.identity for thing in things])
     print_ = pattern(frame.x * frame.half, frame.y * frame.half, [one.identity for one in things], 2 * frame.half)
     paint = _Paint(frame, print_)
     for part in (*figure.parts, *_accessories(figure, things)):
         paint.over(part)
     names = [_ink_names(thing) for thing in things]
     flat = paint.flat(palette(device)[torch.tensor(names, device=device)])
-    # Flat garments lie on their ground: they never touch it with their hem alone, and even plain white shows them.
+    # Garments are laid flat: no foot touches the ground, and a breath of shadow shows white ones on plain white.
     laid = kind in GARMENTS
-    shade = paint.shade(None if laid else FEET[kind], _column([laid or one for one in grounded], device)[:, None, None])
+    dark = [0.5 if laid else float(one) for one in grounded]
+    shade = paint.shade(None if laid else FEET[kind], _column(dark, device)[:, None, None])
     return Windows(
         frame.left,
         frame.top,
@@ -216,10 +217,11 @@ def garment_part(kind: str) -> int:
     return ACCESSORY_PART + 1 + len(BODY_PARTS) + 2 * GARMENTS.index(kind)
 
 
-def _built(kind: str, frame: Frame, things: Sequence[Thing]) -> Figure:
+def built(kind: str, x: Tensor, y: Tensor, identities: Sequence[Identity]) -> Figure:
+    """Build the parts of objects of one kind, or of garments that are laid flat."""
     if kind in GARMENTS:
-        return build_flat(kind, frame.x, frame.y, [thing.identity for thing in things])
-    return build(kind, frame.x, frame.y, _column([thing.identity.shape for thing in things], frame.x.device))
+        return build_flat(kind, x, y, identities)
+    return build(kind, x, y, _column([one.shape for one in identities], x.device))
 
 
 def _ink_names(thing: Thing) -> list[int]:
