@@ -20,10 +20,10 @@ from capriccio.world.words import (
     ADJECTIVES,
     COLOURLESS,
     MARKS,
-    SYNONYMS,
     Detail,
     Honest,
     article,
+    colour_word,
     honest,
     pick,
     with_articles,
@@ -158,7 +158,7 @@ def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "fu
         noun = person_words.person_noun(first.person, rng)
         told = {"subject": person_words.person_words(first, noun, rng, honest(detail, style), 2), "noun": noun}
     else:
-        noun = _noun(first.identity, rng)
+        noun = noun_of(first.identity.kind, rng)
         told = {"subject": _identity(first.identity, noun, rng, honest(detail, style)), "noun": noun}
     wheres = [_where(scene, rng, detail) for scene in panels.scenes]
     if (panels.rows, panels.columns) == (1, 2):
@@ -178,6 +178,11 @@ def sample_panel_caption(panels: Panels, rng: np.random.Generator) -> str:
 def regional_captions(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> tuple[str, ...]:
     """Say each thing of a scene on its own, ``"a red mug with a blue handle"``, in the order of the scene."""
     return tuple(_subject(one, rng, detail, scene.style) for one in scene.cast)
+
+
+def noun_of(kind: str, rng: np.random.Generator) -> str:
+    """One of the nouns that a kind goes by."""
+    return pick(rng, _NOUNS.get(kind, (kind,)))
 
 
 def backdrop_phrase(kind: str, rng: np.random.Generator | None) -> str:
@@ -247,7 +252,7 @@ def _listing(phrases: Sequence[str], things: Sequence[Thing | Sitter]) -> str:
 
 def _thing(thing: Thing, rng: np.random.Generator, detail: Detail, style: str, alone: bool = False) -> str:
     """A noun phrase with its article."""
-    noun = _noun(thing.identity, rng)
+    noun = noun_of(thing.identity.kind, rng)
     phrase = _identity(thing.identity, noun, rng, honest(detail, style))
     if alone and detail == "full" and rng.random() < 0.25:
         phrase = f"{pick(rng, _SIZED[size_word(thing.size)])} {phrase}"
@@ -255,14 +260,9 @@ def _thing(thing: Thing, rng: np.random.Generator, detail: Detail, style: str, a
     return f"{the} {phrase}{_worn(thing, rng, detail, style)}"
 
 
-def _noun(identity: Identity, rng: np.random.Generator) -> str:
-    return pick(rng, _NOUNS.get(identity.kind, (identity.kind,)))
-
-
 def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: Honest) -> str:
     """An individual in words, without article: nothing but the noun, or its colours and pattern too."""
-    main, accent = pick(rng, SYNONYMS.get(identity.main, (identity.main,))), identity.accent
-    accent = pick(rng, SYNONYMS.get(accent, (accent,)))
+    main, accent = colour_word(identity.main, rng), colour_word(identity.accent, rng)
     adjective = pick(rng, ADJECTIVES.get(identity.pattern, ("",)))
     if detail == "kind":
         return noun
@@ -281,7 +281,7 @@ def _worn(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) ->
     """``" wearing a red hat"``, or nothing."""
     if thing.accessory is None:
         return ""
-    colour = pick(rng, SYNONYMS.get(thing.accessory_colour or "", (thing.accessory_colour or "",)))
+    colour = colour_word(thing.accessory_colour or "", rng)
     named = style not in COLOURLESS and (detail == "full" or rng.random() < 0.5)
     phrase = f"{colour} {thing.accessory}" if named else thing.accessory
     return " wearing " + (phrase if thing.accessory == "sunglasses" else f"{article(phrase)} {phrase}")

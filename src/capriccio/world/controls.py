@@ -79,7 +79,8 @@ def poses(scenes: Sequence[SceneGraph], size: int = 128) -> Tensor:
         for sitter in scene.people:
             points = (skeleton.keypoints(sitter)[0] * size).tolist()
             for colour, (start, end) in zip(colours, skeleton.LIMBS, strict=False):
-                stick = cover(capsule(x, y, *points[start], *points[end], size / 64))
+                (ax, ay), (bx, by) = points[start], points[end]
+                stick = cover(capsule(x, y, ax, ay, bx, by, size / 64))
                 picture.lerp_(colour[:, None, None], stick)
     return pictures
 

@@ -113,7 +113,7 @@ class SceneGraph:
         """All subjects in paint order: who stands lower in the picture is nearer."""
         if not self.people:
             return self.things
-        return tuple(sorted((*self.things, *self.people), key=_foot))
+        return tuple(sorted((*self.things, *self.people), key=foot_of))
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def sample_scene(
     things = tuple(
         _place(rng, sample_identity(rng, split), slot, subjects, accessories) for slot in _slots(rng, subjects)
     )
-    ordered = tuple(sorted(things, key=_foot))
+    ordered = tuple(sorted(things, key=foot_of))
     return SceneGraph(ordered, sample_backdrop(rng), sample_style(rng, style))
 
 
@@ -222,6 +222,11 @@ def sample_panels(
         for kind in kinds
     )
     return Panels(rows, columns, scenes)
+
+
+def foot_of(one: Thing | Sitter) -> float:
+    """Height at which a subject meets the ground, as a fraction of the picture from its upper border."""
+    return one.y + (FOOT if isinstance(one, Sitter) else FEET[one.identity.kind]) * one.size / 2
 
 
 def to_dict(graph: SceneGraph | Panels) -> dict[str, Any]:
@@ -309,10 +314,6 @@ def _place(
     colour = _pick(rng, [name for name in COLOURS if name != identity.main]) if worn else None
     y = min(foot, 0.97) - FEET[identity.kind] * size / 2
     return Thing(identity, round(x, 4), round(y, 4), size, worn, colour, bool(rng.random() < 0.25))
-
-
-def _foot(one: Thing | Sitter) -> float:
-    return one.y + (FOOT if isinstance(one, Sitter) else FEET[one.identity.kind]) * one.size / 2
 
 
 def sample_style(rng: np.random.Generator, style: str | None = None) -> str:

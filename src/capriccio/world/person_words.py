@@ -18,7 +18,7 @@ from capriccio.world.words import (
     MARKS,
     Detail,
     Honest,
-    colour,
+    colour_word,
     honest,
     listed,
     pick,
@@ -107,7 +107,7 @@ def garment_phrase(garment: Garment, rng: np.random.Generator, detail: Detail = 
 
 def garment_words(garment: Garment, noun: str, rng: np.random.Generator, detail: Honest) -> str:
     """A garment in words, without article."""
-    main, accent = colour(garment.main, rng), colour(garment.accent, rng)
+    main, accent = colour_word(garment.main, rng), colour_word(garment.accent, rng)
     adjective = pick(rng, ADJECTIVES.get(garment.pattern, ("",)))
     if detail == "kind":
         return noun
@@ -212,7 +212,7 @@ def _worn(sitter: Sitter, rng: np.random.Generator, detail: Detail, style: str, 
     ]
     if sitter.accessory:
         bare = style in COLOURLESS or detail == "kind"
-        phrase = sitter.accessory if bare else f"{colour(sitter.accessory_colour or '', rng)} {sitter.accessory}"
+        phrase = sitter.accessory if bare else f"{colour_word(sitter.accessory_colour or '', rng)} {sitter.accessory}"
         phrases.append(phrase if sitter.accessory == "sunglasses" else with_article(phrase))
     return phrases
 

@@ -38,7 +38,7 @@ def honest(detail: Detail, style: str) -> Honest:
     return "pattern" if detail == "full" else "kind"
 
 
-def colour(name: str, rng: np.random.Generator) -> str:
+def colour_word(name: str, rng: np.random.Generator) -> str:
     """A colour in one of its words."""
     return pick(rng, SYNONYMS.get(name, (name,)))
 
