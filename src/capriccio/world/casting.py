@@ -39,7 +39,7 @@ VIEWS: dict[str, tuple[float, float]] = {"whole": (0.80, 0.90), "half": (1.30, 1
 _HELD_OUT_ONE_IN = 8
 _TOPS = {"half": (0.09, 0.14), "bust": (0.14, 0.20)}  # free space above a head that is shown close up
 _SIZES = {1: (0.80, 0.90), 2: (0.76, 0.86), 3: (0.66, 0.74)}
-_COLUMNS = {1: (0.5,), 2: (0.27, 0.73), 3: (0.19, 0.5, 0.81)}
+_COLUMNS = {1: (0.5,), 2: (0.27, 0.73), 3: (0.20, 0.5, 0.80)}
 _CLOSE = {"half": ("standing", "hip", "waving", "raised"), "bust": ("standing",)}
 _ACCESSORY_SHARE = 0.2
 _CALM = ("standing", "hip")  # poses that leave room for a neighbour
@@ -101,9 +101,15 @@ def sample_garment(
     return Garment(chosen, main, accent, pattern, shape, _uniform(rng, 24, 32), _uniform(rng, -0.9, 0.9), motif)
 
 
-def sample_outfit(rng: np.random.Generator, split: str = "train") -> tuple[Garment, ...]:
-    """Draw clothes: a dress or an upper and a lower garment, shoes or boots, one time in five a hat or a cap."""
-    slots = ("dress",) if rng.random() < 0.25 else ("upper", "lower")
+def sample_outfit(rng: np.random.Generator, split: str = "train", dresses: float = 0.25) -> tuple[Garment, ...]:
+    """Draw clothes: a dress or an upper and a lower garment, shoes or boots, one time in five a hat or a cap.
+
+    Args:
+        rng: Source of every choice.
+        split: ``"train"`` or ``"test"``.
+        dresses: How often it is a dress.
+    """
+    slots = ("dress",) if rng.random() < dresses else ("upper", "lower")
     hat = ("hat",) if rng.random() < 0.2 else ()
     return tuple(sample_garment(rng, split, slot=slot) for slot in (*slots, "shoes", *hat))
 
@@ -250,7 +256,8 @@ def sample_tryon(rng: np.random.Generator, split: str = "train", slot: str | Non
     known(slot, (None, *SLOTS), "slot")
     chosen = slot or _pick(rng, tuple(SLOTS))
     view = "half" if chosen in ("upper", "hat") and rng.random() < 0.5 else "whole"
-    outfit = put_on(sample_outfit(rng, split), sample_garment(rng, split, slot=chosen))
+    dresses = {"dress": 1.0, "upper": 0.0, "lower": 0.0}.get(chosen, 0.25)
+    outfit = put_on(sample_outfit(rng, split, dresses), sample_garment(rng, split, slot=chosen))
     sitter = sample_sitter(rng, sample_person(rng, split), outfit, view, accessories=False)
     return SceneGraph((), sample_backdrop(rng), "shaded", (sitter,)), sample_garment(rng, split, slot=chosen)
 

@@ -64,7 +64,8 @@ class Coat:
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.nearest = torch.full_like(frame.x, 1e3)
-        self.lean_x, self.lean_y, self.cover = (torch.zeros_like(frame.x) for _ in range(3))
+        self.lean_x, self.lean_y, self.laid = (torch.zeros_like(frame.x) for _ in range(3))
+        self.colours = palette(frame.x.device)
         self.colour = frame.x.new_zeros(len(frame.x), 3, *frame.x.shape[1:])
         # Which stroke is seen: a column of the tables below, of which the first stands for nothing.
         self.seen = torch.zeros_like(frame.x, dtype=torch.uint8)
@@ -83,7 +84,7 @@ class Coat:
             along_y[:, -1] = along_y[:, -2]  # a bust runs on below the picture
             self.lean_x[where].lerp_(along_x.mul_(curve), covered)
             self.lean_y[where].lerp_(along_y.mul_(curve), covered)
-        self.cover[where].lerp_(covered.new_ones(()), covered)
+        self.laid[where].lerp_(covered.new_ones(()), covered)
         solid = pixels < 0
         self.seen[where].masked_fill_(solid, len(self.parts))
         self.parts.append(stroke.parts)
@@ -93,7 +94,7 @@ class Coat:
         """The picture, lit; ``foot`` is where a contact shadow falls, if one does."""
         frame = self.frame
         # Colours have been mixed into nothing: what is half covered shows half of them.
-        flat = self.colour / self.cover.clamp_min(1e-3)[:, None]
+        flat = self.colour / self.laid.clamp_min(1e-3)[:, None]
         lean_x, lean_y = soften(self.lean_x), soften(self.lean_y)
         dark = halo(self.nearest)
         if foot is not None:
@@ -103,7 +104,7 @@ class Coat:
             frame.top,
             light(flat, lean_x, lean_y, frame.y),
             flat,
-            self.cover[:, None],
+            cover(self.nearest)[:, None],
             (1 - dark * frame.x.new_tensor(grounded)[:, None, None])[:, None],
             self._looked_up(self.parts),
             self._looked_up(self.inks),
@@ -112,16 +113,15 @@ class Coat:
 
     def _paint(self, stroke: Stroke, where: tuple[slice, ...], covered: Tensor, solid: Tensor) -> None:
         inks = [INKS.index(name) for name in stroke.inks]
-        colours = palette(covered.device)
         picture = self.colour[(where[0], *where)]
-        picture.lerp_(colours[inks][:, :, None, None], covered[:, None])
+        picture.lerp_(self.colours[inks][:, :, None, None], covered[:, None])
         self.inks.append([ink + 1 for ink in inks])
         if stroke.cloth is None or not stroke.cloth.rows():
             return
         accents = [INKS.index(one.accent) if one else 0 for one in stroke.cloth.garments]
         for row in stroke.cloth.rows():
             shown = stroke.cloth.shown(row, self.frame.half)
-            change = (colours[accents[row]] - colours[inks[row]])[:, None, None]
+            change = (self.colours[accents[row]] - self.colours[inks[row]])[:, None, None]
             picture[row].addcmul_(change, shown * covered[row])
             self.seen[where][row].masked_fill_(solid[row] & (shown > 0.5), len(self.parts))
         self.parts.append(stroke.parts)

@@ -24,6 +24,11 @@ FACE = (-1.0, -0.62, 1.0, 0.98)
 """Left, top, right, bottom of a box round all features."""
 
 
+def is_fine(half: float) -> bool:
+    """Whether a head of half a height in pixels has all its detail."""
+    return half >= FINE - 1e-3
+
+
 @dataclass(frozen=True)
 class Feature:
     """One part of a head: its distance, what it is, whose ink it takes, and its relief (0: as below)."""
@@ -43,7 +48,7 @@ class Head:
         self.x, self.y, self.pixel = x, y, pixel
         self.people: list[Person] = [sitter.person for sitter in sitters]
         self.expressions = [sitter.expression for sitter in sitters]
-        self.fine = bool((1 / pixel).min() >= FINE)
+        self.fine = is_fine(1 / float(pixel.max()))
         laid: list[Features] = [features(sitter.person, sitter.pose.turn) for sitter in sitters]
         self.turn = self.column([sitter.pose.turn for sitter in sitters])
         self.width, self.height = self.column([one.width for one in laid]), self.column([one.height for one in laid])

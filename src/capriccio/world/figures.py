@@ -6,6 +6,7 @@ Sitters of about one size and pose are drawn at once; every region of a body is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from math import ceil, floor
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from capriccio.world.bodies import Body, Limb
 from capriccio.world.coat import Cloth, Coat, Stroke, Window
-from capriccio.world.faces import FACE, Feature, Head, brow, face, front, long_hair, skull
+from capriccio.world.faces import FACE, Feature, Head, brow, face, front, is_fine, long_hair, skull
 from capriccio.world.garments import CUTTERS, SLOT, Cut, Layer
 from capriccio.world.kinds import WORN_AT, Role
 from capriccio.world.people import FOOT, Sitter, garment_at
@@ -46,14 +47,26 @@ def draw_sitters(
     Yields:
         Whose windows they are, the windows, and which of them.
     """
-    order = sorted(range(len(sitters)), key=lambda row: (round(sitters[row].size, 1), sitters[row].pose.name))
-    for start in range(0, len(order), _TOGETHER):
-        rows = order[start : start + _TOGETHER]
-        long = [row for row in rows if sitters[row].person.hair == "long"]
-        for who, draw in ((long, _draw_behind), (rows, _draw_body), (rows, _draw_head)):
-            if who:
-                windows = draw([sitters[row] for row in who], [grounded[row] for row in who], size, device)
-                yield from ((row, windows, at) for at, row in enumerate(who))
+    order = sorted(range(len(sitters)), key=lambda row: _likeness(sitters[row], size))
+    for _, group in groupby(order, key=lambda row: _likeness(sitters[row], size)[0]):
+        alike = list(group)
+        for start in range(0, len(alike), _TOGETHER):
+            yield from _draw_some(alike[start : start + _TOGETHER], sitters, grounded, size, device)
+
+
+def _likeness(sitter: Sitter, size: int) -> tuple[bool, float, str]:
+    """Whether the face is fine (never drawn together with others), and what makes windows of one form."""
+    return is_fine(sitter.size * size / 2 * HEAD), round(sitter.size, 1), sitter.pose.name
+
+
+def _draw_some(
+    rows: Sequence[int], sitters: Sequence[Sitter], grounded: Sequence[bool], size: int, device: torch.device | str
+) -> Iterator[tuple[int, Windows, int]]:
+    long = [row for row in rows if sitters[row].person.hair == "long"]
+    for who, draw in ((long, _draw_behind), (rows, _draw_body), (rows, _draw_head)):
+        if who:
+            windows = draw([sitters[row] for row in who], [grounded[row] for row in who], size, device)
+            yield from ((row, windows, at) for at, row in enumerate(who))
 
 
 def _draw_behind(sitters: Sequence[Sitter], grounded: Sequence[bool], size: int, device: torch.device | str) -> Windows:

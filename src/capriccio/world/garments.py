@@ -228,10 +228,8 @@ def feet(body: Body, cut: Cut) -> Iterator[Piece]:
         along, across = leg.lower.along - leg.lower.length, leg.lower.across
         long, tall = 0.125 + cut.between(0, -0.01, 0.02), 0.088 + cut.between(1, -0.01, 0.005)
         shoe = ellipse(across, along, sign * 0.042, 0.0, long, tall)
-        if cut.has("boots"):
-            start = cut.between(2, 0.16, 0.26)
-            shaft = torch.maximum(leg.lower.tapered(0.112, 0.100), -along - start)
-            shoe = torch.where(cut.each({"boots": 1.0}) > 0, join(shoe, shaft, 0.05), shoe)
+        start = torch.where(cut.each({"boots": 1.0}) > 0, cut.between(2, 0.16, 0.26), cut.between(2, 0.08, 0.11))
+        shoe = join(shoe, torch.maximum(leg.lower.tapered(0.112, 0.095), -along - start), 0.05)
         origin = leg.lower.origin()
         shoe = cut.only(torch.maximum(shoe, along - 0.085))
         yield Piece(shoe, Role.MAIN, 0.1, origin)
