@@ -278,7 +278,7 @@ def test_near_people_hide_far_ones() -> None:
 
 
 def test_every_feature_of_a_bust_is_five_pixels_or_more() -> None:
-    """Opening a feature with a square of 4 px leaves most of its disc or bar of 5 px, and nothing of what is thinner."""
+    """Opening a feature with a square of 4 px leaves most of it, and would leave nothing of what is thinner."""
     parts = draw([bust(hair="curly", beard="mustache", brows="straight")]).parts
     for name in ("eyes", "brows", "mouth", "beard", "hair", "face"):
         mask = (parts == body_part(name)).float()[:, None]

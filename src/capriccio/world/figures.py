@@ -27,6 +27,9 @@ Box = tuple[float, float, float, float]
 
 EVERYWHERE: Window = (slice(None), slice(None))
 
+_SHADOW: Box = (-0.52, FOOT, 0.60, FOOT + 0.17)
+"""What the shadow under a figure fills."""
+
 _TOGETHER = 6  # sitters: what fits into the cache of a core
 _MARGIN = 8  # pixels round a window, so that the halo ends inside
 _PLACES = {"head": (-0.86, 0.78), "eyes": (0.06, 0.78), "neck": (-0.20, 0.17)}
@@ -78,7 +81,8 @@ def _draw_behind(sitters: Sequence[Sitter], grounded: Sequence[bool], size: int,
 
 
 def _draw_body(sitters: Sequence[Sitter], grounded: Sequence[bool], size: int, device: torch.device | str) -> Windows:
-    stand = Stand(sitters, [_joined(*(box(one) for box in _BOXES.values())) for one in sitters], size, device)
+    boxes = [_joined(_SHADOW, *(box(one) for box in _BOXES.values())) for one in sitters]
+    stand = Stand(sitters, boxes, size, device)
     coat = Coat(stand.frame)
     for stroke, window in body_strokes(stand):
         coat.over(stroke, window)
@@ -205,9 +209,9 @@ def _left_arm(body: Body) -> Iterator[Stroke]:
 def _arm(body: Body, side: str, layer: Layer) -> Iterator[Stroke]:
     arm = body.arms[side]
     yield _skin(body, arm.skin(0.09, 0.08, 0.072), f"{side} arm")
-    hand = circle(arm.lower.along - arm.lower.length, arm.lower.across, 0.035, 0.0, 0.09)
-    yield _skin(body, hand, f"{side} hand")
     yield from _clothes(body, layer)
+    hand = circle(arm.lower.along - arm.lower.length, arm.lower.across, 0.04, 0.0, 0.09)
+    yield _skin(body, hand, f"{side} hand")
 
 
 def _clothes(body: Body, layer: Layer) -> Iterator[Stroke]:

@@ -170,7 +170,7 @@ def sleeve(side: str) -> Callable[[Body, Cut], Iterator[Piece]]:
         reach, arm = _reach(cut), body.arms[side]
         if bool((reach > 0).any()):
             wide = cut.between(5, 0.0, 0.025) + cut.each({"hoodie": 0.01, "jacket": 0.01})
-            cloth = cut.only(arm.sleeve(0.115, 0.105 + wide / 2, 0.095 + wide, reach))
+            cloth = cut.only(arm.sleeve(0.115, 0.105 + wide / 2, 0.095 + wide, reach)) + _HIDDEN * (reach < 0)
             yield Piece(cloth, Role.MAIN, 0.11, arm.origin)
             yield Piece(_cuff(arm, cloth, reach, 0.075), Role.ACCENT, 0.06, arm.origin)
 

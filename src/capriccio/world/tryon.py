@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from capriccio.errors import CapriccioError
+from capriccio.world.bodies import Body
 from capriccio.world.casting import flat, wearing
 from capriccio.world.coat import Stroke, Window
 from capriccio.world.draw import draw
@@ -25,20 +26,22 @@ from capriccio.world.garments import laid
 from capriccio.world.graph import Garment, SceneGraph
 from capriccio.world.people import BODY_PARTS, GARMENTS, SLOTS, Sitter, garment_at, slot_of
 from capriccio.world.shapes import box, capsule, union
-from capriccio.world.skeleton import HEAD, Point, joints, keypoints
+from capriccio.world.skeleton import HEAD, keypoints
 from capriccio.world.windows import body_part, garment_part
 
-_FACE = ("face", "eyes", "brows", "mouth", "glasses", "beard")
-_BODY = (*_FACE, "hair", "right hand", "left hand")
+_BODY = ("face", "eyes", "brows", "mouth", "glasses", "beard", "hair", "right hand", "left hand")
 _ARMS = ("right arm", "left arm")
 KEPT: dict[str, tuple[str, ...]] = {
     "upper": _BODY,
     "dress": _BODY,
     "lower": (*_BODY, *_ARMS, *SLOTS["upper"]),
     "shoes": (*_BODY, *_ARMS, *SLOTS["upper"], *SLOTS["lower"], *SLOTS["dress"]),
-    "hat": _FACE,
+    "hat": (),
 }
-"""Parts and garments that lie in front of every garment of a slot, so that the agnostic picture keeps them."""
+"""Parts and garments that lie in front of every garment of a slot, so that the agnostic picture keeps them.
+
+What lies behind some garments only is hidden with all: its outline would tell how long the sleeve was.
+"""
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,7 @@ def agnostic_mask(sitter: Sitter, slot: str, size: int = 128) -> Tensor:
     axis = (torch.arange(size) + 0.5) / size
     half = sitter.size / 2
     x, y = ((axis - sitter.x) / half)[None, None, :], ((axis - sitter.y) / half)[None, :, None]
-    x, y = x.expand(1, size, size), y.expand(1, size, size)
-    points = joints(sitter)
+    body = Body(x.expand(1, size, size), y.expand(1, size, size), [sitter])
     regions = {
         "upper": (_trunk, _arms),
         "lower": (_legs,),
@@ -145,7 +147,7 @@ def agnostic_mask(sitter: Sitter, slot: str, size: int = 128) -> Tensor:
         "hat": (_crown,),
         "shoes": (_feet,),
     }[slot]
-    return union(*(region(x, y, points) for region in regions))[0] < 0
+    return union(*(region(body) for region in regions))[0] < 0
 
 
 def pose_maps(points: Tensor, visible: Tensor, size: int, sigma: float = 9 / 512) -> Tensor:
@@ -219,36 +221,36 @@ def _kept(parts: Tensor, slot: str) -> Tensor:
     return torch.isin(parts, torch.tensor([*names, *kinds, *(kind + 1 for kind in kinds)]))
 
 
-def _trunk(x: Tensor, y: Tensor, points: dict[str, Point]) -> Tensor:
-    (nx, ny), (hx, hy) = points["neck"], points["hips"]
-    return box(x, y, (nx + hx) / 2, (ny + hy) / 2 + 0.01, 0.37, (hy - ny) / 2 + 0.18, 0.1)
+def _trunk(body: Body) -> Tensor:
+    (nx, ny), (hx, hy) = body.known[0]["neck"], body.known[0]["hips"]
+    return box(body.x, body.y, (nx + hx) / 2, (ny + hy) / 2 + 0.01, 0.37, (hy - ny) / 2 + 0.18, 0.1)
 
 
-def _arms(x: Tensor, y: Tensor, points: dict[str, Point]) -> Tensor:
-    return _limbs(x, y, points, ("shoulder", "elbow", "wrist"), 0.165)
+def _arms(body: Body) -> Tensor:
+    return _limbs(body, ("shoulder", "elbow", "wrist"), 0.165)
 
 
-def _legs(x: Tensor, y: Tensor, points: dict[str, Point]) -> Tensor:
-    hx, hy = points["hips"]
-    return union(_limbs(x, y, points, ("hip", "knee", "ankle"), 0.185), box(x, y, hx, hy + 0.15, 0.49, 0.36, 0.1))
+def _legs(body: Body) -> Tensor:
+    hx, hy = body.known[0]["hips"]
+    return union(_limbs(body, ("hip", "knee", "ankle"), 0.185), box(body.x, body.y, hx, hy + 0.15, 0.49, 0.36, 0.1))
 
 
-def _feet(x: Tensor, y: Tensor, points: dict[str, Point]) -> Tensor:
-    boots = []
+def _feet(body: Body) -> Tensor:
+    feet = []
     for side in ("right", "left"):
-        (kx, ky), (ax, ay) = points[f"{side} knee"], points[f"{side} ankle"]
-        boots.append(capsule(x, y, (kx + ax) / 2, (ky + ay) / 2, ax, ay, 0.2))
-    return union(*boots)
+        (kx, ky), (ax, ay) = body.known[0][f"{side} knee"], body.known[0][f"{side} ankle"]
+        feet.append(capsule(body.x, body.y, (kx + ax) / 2, (ky + ay) / 2, ax, ay, 0.2))
+    return union(*feet)
 
 
-def _crown(x: Tensor, y: Tensor, points: dict[str, Point]) -> Tensor:
-    hx, hy = points["head"]
-    return box(x, y, hx, hy - 0.95 * HEAD, 1.6 * HEAD, 0.87 * HEAD, 0.1)
+def _crown(body: Body) -> Tensor:
+    # Down to the eyes, which stay.
+    return HEAD * box(*body.head, 0.0, -1.02, 1.55, 0.84, 0.1)
 
 
-def _limbs(x: Tensor, y: Tensor, points: dict[str, Point], names: tuple[str, ...], radius: float) -> Tensor:
+def _limbs(body: Body, names: tuple[str, ...], radius: float) -> Tensor:
     bones = [
-        capsule(x, y, *points[f"{side} {start}"], *points[f"{side} {end}"], radius)
+        capsule(body.x, body.y, *body.known[0][f"{side} {start}"], *body.known[0][f"{side} {end}"], radius)
         for side in ("right", "left")
         for start, end in pairwise(names)
     ]
