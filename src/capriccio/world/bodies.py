@@ -99,12 +99,6 @@ class Body:
         self.x, self.y, self.sitters = x, y, sitters
         self.known = [joints(sitter) for sitter in sitters]
 
-    def at(self, x: Tensor, y: Tensor) -> Body:
-        """The same bodies at other points."""
-        other = object.__new__(Body)
-        other.x, other.y, other.sitters, other.known = x, y, self.sitters, self.known
-        return other
-
     def joint(self, name: str) -> Coordinates:
         """Where a joint is, twice (n, 1, 1)."""
         places = self.numbers([points[name] for points in self.known])

@@ -5,7 +5,7 @@ Sitters of about one size and pose are drawn at once; every region of a body is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import ceil, floor
 
@@ -299,7 +299,7 @@ _BOXES: dict[str, Callable[[Sitter], Box]] = {
 """Boxes round the regions of a body, in the frame of the figure."""
 
 
-def _around(points: dict[str, Point], names: Sequence[str], margin: float) -> Box:
+def _around(points: Mapping[str, Point], names: Sequence[str], margin: float) -> Box:
     xs, ys = [points[name][0] for name in names], [points[name][1] for name in names]
     return min(xs) - margin, min(ys) - margin, max(xs) + margin, max(ys) + margin
 

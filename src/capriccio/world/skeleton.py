@@ -5,8 +5,11 @@ Positions are in the frame of the figure: its middle is the origin, its height r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import cos, sin
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -75,9 +78,13 @@ def features(person: Person, turn: float = 0.0) -> Features:
     )
 
 
-def joints(sitter: Sitter) -> dict[str, Point]:
+def joints(sitter: Sitter) -> Mapping[str, Point]:
     """Where the key points of somebody are, and ``"head"``, ``"hips"`` and the mouth corners beside them."""
-    person, pose = sitter.person, sitter.pose
+    return _joints(sitter.person, sitter.pose)
+
+
+@lru_cache(maxsize=256)  # every region of a body asks again
+def _joints(person: Person, pose: Pose) -> Mapping[str, Point]:
     hips = (0.0, WAIST)
     neck = _turned((0.0, NECK), hips, pose.lean)
     head = _turned((0.0, -HEAD - 0.03), (0.0, 0.0), pose.lean + pose.tilt / 2)
@@ -99,7 +106,7 @@ def joints(sitter: Sitter) -> dict[str, Point]:
         }
     drop = 0.0 if pose.name == "jumping" else ANKLE - max(points["right ankle"][1], points["left ankle"][1])
     placed = {name: (x, y + drop) for name, (x, y) in points.items()}
-    return {**placed, **_face(person, pose, placed["head"])}
+    return MappingProxyType({**placed, **_face(person, pose, placed["head"])})
 
 
 def breadth(person: Person) -> float:
