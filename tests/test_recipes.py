@@ -157,6 +157,21 @@ def test_vae_task_standardises(tmp_path: Path) -> None:
     assert abs(float(latents.std()) - 1) < 1e-3
 
 
+def test_the_decoder_goes_on_and_latents_stay() -> None:
+    task = vae.DecoderTask()
+    model, twin = task.models(), task.models()
+    task.__dict__["pool"] = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    (optimiser, rest) = task.optimisers(model)
+    loss, _ = task.loss(model, task.batch(np.random.default_rng(0)), torch.Generator())
+    loss.backward()
+    optimiser.step()
+    rest.step()
+    changed = {
+        name.split(".")[1] for name, value in model.state_dict().items() if (value != twin.state_dict()[name]).any()
+    }
+    assert changed == {"decoder"}
+
+
 def test_orders_are_checked() -> None:
     with pytest.raises(CapriccioError, match="did you mean 'flux'"):
         miniature.Order("fluxx")

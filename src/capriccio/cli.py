@@ -413,9 +413,10 @@ def miniature(
     if minutes is not None and minutes <= 0:
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
     names = ORDER if name == "all" else (name,)
-    for order in [Order(each, out, budget.value, minutes, seed, start) for each in names]:
+    orders = [Order(each, out, budget.value, minutes, seed, start) for each in names]
+    for order in orders:
         train(order)
-    folders = [str(assets.path(f"miniature/{each}")) for each in names]
+    folders = list(dict.fromkeys(str(assets.path(order.folder)) for order in orders))
     _report({"folders": folders}, "\n".join(folders), as_json)
 
 

@@ -22,15 +22,18 @@ from typing import Any
 from capriccio import assets
 from capriccio.errors import CapriccioError, nearest
 
-ORDER = ("vae", "reader", "clip", "flux", "fill", "controlnet-inpaint")
+ORDER = ("vae", "vae-decoder", "reader", "clip", "flux", "fill", "controlnet-inpaint")
 TASKS = {
     "vae": "vae.VAETask",
+    "vae-decoder": "vae.DecoderTask",
     "reader": "reader.ReaderTask",
     "clip": "clip.ClipTask",
     "flux": "flux.FluxTask",
     "fill": "inpainting.FillTask",
     "controlnet-inpaint": "inpainting.ControlNetTask",
 }
+LANDS_IN = {"vae-decoder": "vae"}
+"""Where weights land that are not a model of their own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Order:
             raise CapriccioError(f"There is no model {self.name!r} in the miniature: {nearest(self.name, TASKS)}")
         if self.budget not in ("cpu", "gpu"):
             raise CapriccioError(f"The budget {self.budget!r} is unknown: {nearest(self.budget, ('cpu', 'gpu'))}")
+
+    @property
+    def folder(self) -> str:
+        """Where the weights land, inside the assets."""
+        return f"miniature/{LANDS_IN.get(self.name, self.name)}"
 
     def arguments(self) -> list[str]:
         """The order as arguments of this module's worker."""
@@ -132,7 +140,7 @@ def carry_out(order: Order) -> None:
     task = make_task(order)
     model = fit(task, order.runs / order.name)
     if int(os.environ.get("RANK", 0)) == 0:
-        folder = Path(assets.__file__).parent / "miniature" / order.name
+        folder = Path(assets.__file__).parent / order.folder
         folder.mkdir(parents=True, exist_ok=True)
         task.save(model, folder)
         model.float()
