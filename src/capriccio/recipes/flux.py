@@ -172,7 +172,7 @@ def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
 
 def text_length(longest: int, rng: np.random.Generator) -> int:
     """How many text tokens a batch has: mostly the longest sentence and a little more, sometimes 64 to 128."""
-    if rng.random() < 0.15:
+    if rng.random() < 0.06:
         return max(longest, int(rng.integers(64, 129)))
     return max(16, longest + int(rng.integers(0, 9)))
 
