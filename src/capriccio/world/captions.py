@@ -28,6 +28,7 @@ _NOUNS: Mapping[str, tuple[str, ...]] = {
     "gift": ("gift", "gift", "gift", "present"),
     "cat": ("cat", "cat", "cat", "kitten"),
     "rocket": ("rocket", "rocket", "rocket", "spaceship"),
+    "ring": ("ring", "ring", "ring", "torus"),
 }
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "mug": ("a {} handle", "a {} rim"),
@@ -46,6 +47,12 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "bird": ("{} wings", "a {} beak"),
     "robot": ("a {} head", "{} arms"),
     "rocket": ("{} fins", "a {} nose"),
+    "cube": ("{} edges",),
+    "cone": ("a {} tip", "a {} top"),
+    "cylinder": ("{} edges", "a {} top"),
+    "ring": ("{} bands",),
+    "capsule": ("{} tips",),
+    "pyramid": ("a {} tip", "a {} top"),
 }
 _COLOURS: Mapping[str, tuple[str, ...]] = {
     "teal": ("teal", "teal", "teal", "turquoise"),
@@ -159,6 +166,24 @@ def sample_panel_caption(panels: Panels, rng: np.random.Generator) -> str:
 def regional_captions(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> tuple[str, ...]:
     """Say each thing of a scene on its own, ``"a red mug with a blue handle"``, in the order of the scene."""
     return tuple(_thing(thing, rng, detail, scene.style) for thing in scene.things)
+
+
+def identity_phrase(
+    identity: Identity,
+    rng: np.random.Generator,
+    detail: Detail = "full",
+    style: str = "shaded",
+    noun: str | None = None,
+) -> str:
+    """Say an individual with its article, ``"a red mug with a blue handle"``, under its ``noun`` or any it goes by."""
+    noun = noun or noun_of(identity.kind, rng)
+    phrase = _identity(identity, noun, rng, _honest(detail, style))
+    return f"{_article(phrase)} {phrase}"
+
+
+def noun_of(kind: str, rng: np.random.Generator) -> str:
+    """One of the nouns that a kind goes by."""
+    return _pick(rng, _NOUNS.get(kind, (kind,)))
 
 
 def backdrop_phrase(kind: str, rng: np.random.Generator | None) -> str:

@@ -117,22 +117,25 @@ def size_word(size: float) -> str:
     return SIZES[int(size >= 0.545) + int(size >= 0.625)]
 
 
-def sample_identity(rng: np.random.Generator, split: str = "train", kind: str | None = None) -> Identity:
+def sample_identity(
+    rng: np.random.Generator, split: str = "train", kind: str | None = None, kinds: tuple[str, ...] = KINDS
+) -> Identity:
     """Draw an individual whose combination of kind, colours and pattern belongs to ``split``.
 
     Args:
         rng: Source of every choice.
         split: ``"train"`` or ``"test"``.
-        kind: One of ``KINDS``, or ``None`` for any.
+        kind: One of ``kinds``, or ``None`` for any.
+        kinds: The kinds there are.
 
     Raises:
         CapriccioError: If the split or the kind is unknown.
     """
     _check(split, SPLITS, "split")
     if kind is not None:
-        _check(kind, KINDS, "kind")
+        _check(kind, kinds, "kind")
     while True:
-        chosen = kind or _pick(rng, KINDS)
+        chosen = kind or _pick(rng, kinds)
         main, accent = (str(name) for name in rng.choice(list(COLOURS), 2, replace=False))
         pattern = _pick(rng, PATTERNS)
         if split_of(chosen, main, accent, pattern) == split:
