@@ -1,9 +1,9 @@
 """Pinhole cameras that look at the origin: where they stand, which rays they see, and the word for their view.
 
-Conventions, once for all. The world is right-handed with z up; the front of a solid looks along +x. Azimuth runs from +x
-(0, the front) towards +y (90) to the back (180), elevation from the horizon (0) to the zenith (90), both in degrees, as is
-``fov``, the vertical field of view. Camera axes are OpenGL's: x right, y up, the camera looks along -z. Pictures are square,
-row 0 on top; the centre of pixel (row, column) is at (row + 0.5, column + 0.5).
+Conventions, once for all. The world is right-handed with z up; the front of a solid looks along +x. Azimuth runs from
++x (0, the front) towards +y (90) to the back (180), elevation from the horizon (0) to the zenith (90), both in degrees,
+as is ``fov``, the vertical field of view. Camera axes are OpenGL's: x right, y up, the camera looks along -z. Pictures
+are square, row 0 on top; the centre of pixel (row, column) is at (row + 0.5, column + 0.5).
 
 Everything is differentiable in the four numbers of a camera, at the zenith too.
 """
@@ -64,7 +64,7 @@ def cameras(azimuth: object, elevation: object = 15.0, distance: object = None, 
     turned, raised, angle, far = torch.broadcast_tensors(*(torch.atleast_1d(value) for value in numbers))
     if not bool((far > 0).all() and (angle > 0).all() and (angle < 180).all()):
         raise CapriccioError(
-            f"Received distances from {far.min():g} and fields of view from {angle.min():g} to {angle.max():g} degrees: "
+            f"Received distances from {far.min():g} and fields of view of {angle.min():g} to {angle.max():g} degrees: "
             "give positive distances and angles between 0 and 180."
         )
     return Cameras(turned, raised, far, angle)
@@ -78,8 +78,8 @@ def orbit(count: int = 4, azimuth: float = 0.0, elevation: float = 15.0, fov: fl
 def sample_rig(rng: np.random.Generator, count: int = 4, reach: tuple[float, float] = (1.02, 1.18)) -> Cameras:
     """Draw a rig of cameras as MVDream's training data has them.
 
-    They share an elevation of 0 to 30 degrees, a field of view of 15 to 60 degrees and a distance at which ``reach`` units
-    above the origin touch the border; azimuths are evenly spaced from a random phase.
+    They share an elevation of 0 to 30 degrees, a field of view of 15 to 60 degrees and a distance at which ``reach``
+    units above the origin touch the border; azimuths are evenly spaced from a random phase.
     """
     fov, elevation = float(rng.uniform(15, 60)), float(rng.uniform(0, 30))
     distance = float(rng.uniform(*reach)) / tan(fov * pi / 360)

@@ -1,9 +1,9 @@
 """Seeing solids: sphere tracing of signed distances, and what is true where a ray meets or passes the surface.
 
-A ray steps by the distance to the surface (Hart 1996), first one ray for each tile of pixels with the width of a cone, then one
-for each pixel of the tiles that may see something. The search needs no gradient: at the point it finds, the surface is
-evaluated once more, which gives exact derivatives of the cover (its least distance is stationary along the ray) and of the
-depth (one Newton step on the implicit surface, Yariv et al. 2020, equation 3).
+A ray steps by the distance to the surface (Hart 1996), first one ray for each tile of pixels with the width of a cone,
+then one for each pixel of the tiles that may see something. The search needs no gradient: at the point it finds, the
+surface is evaluated once more, which gives exact derivatives of the cover (its least distance is stationary along the
+ray) and of the depth (one Newton step on the implicit surface, Yariv et al. 2020, equation 3).
 """
 
 from __future__ import annotations

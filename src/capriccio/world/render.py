@@ -168,7 +168,7 @@ def _wrapped(name: str, points: Tensor, wave: Tensor, angle: Tensor) -> Tensor:
 
 
 def _boxed(name: str, phase: Tensor, normal: Tensor, angle: Tensor) -> Tensor:
-    """The same for a pattern laid on three sides; the waves, not the colours, are blended by where the surface faces."""
+    """The same for a pattern laid on three sides: waves, not colours, are blended by where the surface faces."""
     x, y, z = phase.unbind(1)
     cosine, sine = angle.cos(), angle.sin()
     sides = [inside(name, u * cosine + v * sine, v * cosine - u * sine) for u, v in ((y, z), (x, z), (x, y))]

@@ -1,13 +1,13 @@
 """The solids: toys in the round, each a list of parts painted in the colours of an identity.
 
-A solid stands on the plane z = ``FOOT`` inside the unit sphere, z up. Plain ones look alike from all sides but for their
+A solid stands on the plane z = ``FOOT`` about the origin, z up. Plain ones look alike from all sides but for their
 paint; the others have a known front, along +x: what a model must not paint twice. The six shape numbers of an identity
 bend every kind in its own way, as they do in ``kinds``, and combinations are held out by the same hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,16 +16,13 @@ from torch import Tensor
 
 from capriccio.world.graph import Identity, sample_identity
 from capriccio.world.kinds import Role
-from capriccio.world.shapes import Number, convex, join, join_inside, union
+from capriccio.world.shapes import Corners, convex, join, join_inside, union
 from capriccio.world.volumes import block, drum, ellipsoid, hoop, middle, norm, prism, rod, sphere, spike
 
 PLAIN = ("cube", "ball", "cone", "cylinder", "ring", "capsule", "pyramid")
 FRONTED = ("house", "car", "bird", "robot", "boat", "cat", "mug", "rocket", "fish")
 SOLIDS = (*PLAIN, *FRONTED)
-AXES: dict[str, list[int]] = {
-    **dict.fromkeys(("ball", "cone", "cylinder", "capsule", "mug", "rocket"), [0, 1, 2]),
-    "ring": [1, 2, 0],
-}
+AXES = {kind: [0, 1, 2] for kind in ("ball", "cone", "cylinder", "capsule", "mug", "rocket")} | {"ring": [1, 2, 0]}
 """Kinds that are round about an axis, and their axes with that one last: patterns are wrapped about it."""
 FOOT = -0.7
 """Height of the ground."""
@@ -74,7 +71,7 @@ class Body:
         return union(*(part.distance for part in self.parts if part.matter))
 
 
-def _plate(across: Tensor, up: Tensor, corners: Sequence[tuple[Number, Number]], rounding: float = 0.06) -> Tensor:
+def _plate(across: Tensor, up: Tensor, corners: Corners, rounding: float = 0.06) -> Tensor:
     """Distance to a convex outline, corners clockwise as seen with ``across`` to the right and ``up`` upwards."""
     return convex(across, -up, [(x, -z) for x, z in corners], rounding)
 
@@ -91,9 +88,9 @@ def _ball(b: Body) -> None:
     b.add(
         Role.MAIN, ellipsoid(b.x, b.y, b.z, (0.0, 0.0, 0.0), (b.between(0, 0.66, 0.72), b.between(1, 0.66, 0.72), 0.7))
     )
-    lean = b.between(2, -0.6, 0.6)
-    across = b.z + lean * (b.y + b.between(3, -0.5, 0.5) * b.x)
-    b.paint(Role.ACCENT, (across.abs() - b.between(4, 0.30, 0.38)).abs() - b.between(5, 0.08, 0.13))
+    # Two caps about an axis that leans.
+    across = b.z + b.between(2, -0.5, 0.5) * (b.y + b.between(3, -0.5, 0.5) * b.x)
+    b.paint(Role.ACCENT, b.between(4, 0.42, 0.54) - (across + b.between(5, -0.06, 0.06)).abs())
 
 
 def _cone(b: Body) -> None:
@@ -156,7 +153,7 @@ def _car(b: Body) -> None:
     belt, roof = b.between(3, -0.20, -0.12), b.between(4, 0.18, 0.32)
     floor, at = FOOT + wheel * 0.7, b.between(5, -0.20, -0.06)
     b.add(Role.MAIN, block(b.x, b.y, b.z, (0.0, 0.0, (belt + floor) / 2), (long, wide, (belt - floor) / 2), 0.16))
-    corners = [(-0.40, roof), (0.22, roof), (0.48, belt - 0.05), (-0.56, belt - 0.05)]
+    corners: Corners = [(-0.40, roof), (0.22, roof), (0.48, belt - 0.05), (-0.56, belt - 0.05)]
     cabin = prism(_plate(b.x - at, b.z, corners, 0.10), b.y, wide - 0.05, 0.12)
     b.add(Role.ACCENT, cabin)
     glass = (b.z - (belt + roof - 0.06) / 2).abs() - (roof - belt - 0.12) / 2
@@ -250,7 +247,12 @@ def _rocket(b: Body) -> None:
     b.add(Role.MAIN, join_inside(body, FOOT + 0.16 - b.z, 0.08))
     b.paint(Role.ACCENT, b.between(2, 0.30, 0.42) - b.z)
     b.add(Role.DETAIL, drum(across, b.z - FOOT - 0.09, fat * 0.6, 0.08, 0.04))
-    tips = [(fat * 0.5, FOOT + long * 1.6), (fat + 0.28, FOOT + 0.2), (fat + 0.24, FOOT), (fat * 0.5, FOOT + 0.2)]
+    tips: Corners = [
+        (fat * 0.5, FOOT + long * 1.6),
+        (fat + 0.28, FOOT + 0.2),
+        (fat + 0.24, FOOT),
+        (fat * 0.5, FOOT + 0.2),
+    ]
     b.add(Role.ACCENT, prism(_plate(across, b.z, tips), torch.minimum(b.x.abs(), b.y.abs()), 0.06, 0.04))
     height = b.between(3, 0.0, 0.14)
     pane = norm(b.y, b.z - height)
@@ -263,8 +265,8 @@ def _fish(b: Body) -> None:
     z = b.z - (FOOT + tall + 0.05)
     b.add(Role.MAIN, ellipsoid(b.x, b.y, z, (0.12, 0.0, 0.0), (long, fat, tall)))
     spread = b.between(3, 0.30, 0.44)
-    tail = _plate(b.x, z, [(-0.86, spread), (-0.36, 0.06), (-0.36, -0.06), (-0.86, -spread)], 0.08)
-    b.add(Role.ACCENT, prism(tail, b.y, 0.08, 0.06))
+    corners: Corners = [(-0.86, spread), (-0.36, 0.06), (-0.36, -0.06), (-0.86, -spread)]
+    b.add(Role.ACCENT, prism(_plate(b.x, z, corners, 0.08), b.y, 0.08, 0.06))
     u = b.x - 0.04 + 0.4 * z
     b.add(Role.ACCENT, ellipsoid(u, b.y, z, (0.20, 0.0, tall), (0.34, 0.09, b.between(4, 0.16, 0.24))) * 0.9)
     b.add(Role.ACCENT, ellipsoid(b.x + 0.5 * z, b.y.abs(), z, (0.06, fat, -0.12), (0.20, 0.10, 0.12)) * 0.9)

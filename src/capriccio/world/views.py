@@ -18,8 +18,9 @@ from capriccio.world.render import Layers, model_of, render
 from capriccio.world.solids import sample_solid
 
 PAPER = "paper"
-"""A plain sheet of one soft colour behind and under the solid."""
+"""The backdrop that only solids have: a plain sheet of one soft colour behind and under them."""
 
+_PAPER = Backdrop(PAPER)
 _GROUNDS = (PAPER, STUDIO, *BACKDROPS)
 _SHEETS = ("on a plain background", "on plain paper", "")
 _TOLD = (
@@ -41,7 +42,7 @@ class View:
     elevation: float
     distance: float
     fov: float
-    backdrop: Backdrop = Backdrop(PAPER)
+    backdrop: Backdrop = _PAPER
 
     @property
     def word(self) -> str:
@@ -97,10 +98,10 @@ def sample_view(rng: np.random.Generator, split: str = "train", kind: str | None
     return View(view.solid, round(turned, 4), view.elevation, view.distance, view.fov, view.backdrop)
 
 
-def views_of(solid: Identity, c: Cameras, backdrop: Backdrop = View.backdrop) -> tuple[View, ...]:
+def views_of(solid: Identity, c: Cameras, backdrop: Backdrop = _PAPER) -> tuple[View, ...]:
     """Views of one solid by cameras."""
-    numbers = torch.stack([c.azimuth, c.elevation, c.distance, c.fov], 1).tolist()
-    return tuple(View(solid, *(round(value, 4) for value in row), backdrop) for row in numbers)
+    numbers = torch.stack([c.azimuth, c.elevation, c.distance, c.fov], 1).double().round(decimals=4).tolist()
+    return tuple(View(solid, turned, raised, far, fov, backdrop) for turned, raised, far, fov in numbers)
 
 
 def cameras_of(views: Sequence[View], device: torch.device | str = "cpu") -> Cameras:

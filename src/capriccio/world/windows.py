@@ -143,6 +143,15 @@ class _Paint:
         return 1 - torch.maximum(halo, contact) * grounded
 
 
+def extent(thing: Thing, size: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom, in pixels, of all that a thing and its shadow may change in a shaded picture."""
+    half, x, y = thing.size * size / 2, thing.x * size, thing.y * size
+    sides = (x - half, y - half * (1 + _ABOVE), x + half, y + half * (1 + _BELOW))
+    return tuple(  # type: ignore[return-value]
+        min(max(round(side + out * _MARGIN), 0), size) for side, out in zip(sides, (-1, -1, 1, 1), strict=True)
+    )
+
+
 def draw_kind(
     kind: str, things: Sequence[Thing], grounded: Sequence[bool], size: int, device: torch.device | str
 ) -> Windows:
