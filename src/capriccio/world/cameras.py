@@ -75,7 +75,7 @@ def orbit(count: int = 4, azimuth: float = 0.0, elevation: float = 15.0, fov: fl
     return cameras([azimuth + 360 / count * step for step in range(count)], elevation, fov=fov)
 
 
-def sample_rig(rng: np.random.Generator, count: int = 4, reach: tuple[float, float] = (1.02, 1.18)) -> Cameras:
+def sample_rig(rng: np.random.Generator, count: int = 4, reach: tuple[float, float] = (1.10, 1.25)) -> Cameras:
     """Draw a rig of cameras as MVDream's training data has them.
 
     They share an elevation of 0 to 30 degrees, a field of view of 15 to 60 degrees and a distance at which ``reach``

@@ -123,7 +123,7 @@ def _capsule(b: Body) -> None:
 
 
 def _pyramid(b: Body) -> None:
-    tall, foot = b.between(0, 1.10, 1.34), b.between(1, 0.60, 0.70)
+    tall, foot = b.between(0, 1.10, 1.34), b.between(1, 0.52, 0.62)
     x, y, up = b.x.abs(), b.y.abs(), b.z - FOOT
     b.add(Role.MAIN, join_inside(spike(x, up, foot, tall, 0.10), spike(y, up, foot, tall, 0.10), 0.10) - 0.03)
     b.paint(Role.ACCENT, FOOT + tall * b.between(2, 0.48, 0.60) - b.z)
