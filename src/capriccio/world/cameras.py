@@ -50,7 +50,7 @@ def cameras(azimuth: object, elevation: object = 15.0, distance: object = None, 
     Args:
         azimuth: Degrees.
         elevation: Degrees.
-        distance: In units of the world; by default such that 1.1 units above the origin touch the border.
+        distance: In units of the world; by default such that 1.2 units above the origin touch the border.
         fov: Degrees, between 0 and 180.
 
     Raises:
@@ -58,7 +58,7 @@ def cameras(azimuth: object, elevation: object = 15.0, distance: object = None, 
     """
     numbers = [torch.as_tensor(value, dtype=torch.float32) for value in (azimuth, elevation, fov)]
     if distance is None:
-        numbers.append(standoff(numbers[2], 1.1))
+        numbers.append(standoff(numbers[2], 1.2))
     else:
         numbers.append(torch.as_tensor(distance, dtype=torch.float32))
     turned, raised, angle, far = torch.broadcast_tensors(*(torch.atleast_1d(value) for value in numbers))

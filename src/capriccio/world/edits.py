@@ -23,7 +23,7 @@ from capriccio.world.windows import extent
 
 _TRIES = 16  # captions among which the one most like that of the scene before is chosen
 _SPREAD = 12  # pixels that a style other than shaded carries a change beyond where it is
-_VISIBLE = 1e-4  # of the range from -1 to 1; below it, running sums of the styles only round differently
+_VISIBLE = 1e-4  # of the range from -1 to 1: less than this, the running sums of the styles round differently anywhere
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def draw_edits(edits: Sequence[Edit], size: int = 128, device: torch.device | st
     # In one batch, so that what is the same on both sides is drawn with the same rounding.
     drawing = draw([scene for edit in edits for scene in (edit.before, edit.after)], size, device)
     before, after = drawing.rows(slice(0, None, 2)), drawing.rows(slice(1, None, 2))
-    differs = ((before.pixels - after.pixels).abs() > _VISIBLE).any(1, keepdim=True)
+    least = before.pixels.new_tensor([0.0 if _exact(edit) else _VISIBLE for edit in edits])[:, None, None, None]
+    differs = ((before.pixels - after.pixels).abs() > least).any(1, keepdim=True)
     mask = differs & torch.stack([region(edit, size) for edit in edits]).to(device)
     return Pairs(before, replace(after, pixels=torch.where(mask, after.pixels, before.pixels)), mask)
 
@@ -99,13 +100,18 @@ def region(edit: Edit, size: int = 128) -> Tensor:
     """Where an edit may show at all, (1, size, size) bool, from the graphs alone: boxes round what it concerns."""
     if edit.things is None:
         return torch.ones(1, size, size, dtype=torch.bool)
-    spread = 0 if edit.before.style == "shaded" else _SPREAD
+    spread = 0 if _exact(edit) else _SPREAD
     result = torch.zeros(1, size, size, dtype=torch.bool)
     for scene, things in zip((edit.before, edit.after), edit.things, strict=True):
         for at in things:
             left, top, right, bottom = extent(scene.things[at], size)
             result[:, max(top - spread, 0) : bottom + spread, max(left - spread, 0) : right + spread] = True
     return result
+
+
+def _exact(edit: Edit) -> bool:
+    """Whether both pictures are shaded, where every pixel is drawn for itself."""
+    return edit.before.style == edit.after.style == "shaded"
 
 
 def _told(before: SceneGraph, after: SceneGraph, seed: int) -> tuple[str, str]:

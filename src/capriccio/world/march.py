@@ -44,7 +44,9 @@ class Rays:
     width: Tensor
     """(N,) width of a pixel at distance 1 along the ray."""
     along: Tensor
-    """(N,) where the ray meets the surface, else where it comes nearest to it; without gradient."""
+    """(N,) where the ray meets the surface, or comes nearest to it at a silhouette; without gradient."""
+    whole: Tensor
+    """(N,) bool: whether the ray goes in so deep that its pixel is wholly covered; else it is at a silhouette."""
 
     def points(self) -> Tensor:
         """(N, 3)."""
@@ -68,13 +70,12 @@ def march(field: Field, c: Cameras, size: int) -> Rays:
     """
     with torch.no_grad():
         row, pixel, start = _candidates(field, c, size)
-        rays = _shoot(c, row, pixel, size, start)
-        along, nearest = _nearest(field, rays)
+        along, nearest = _search(field, _shoot(c, row, pixel, size, start, row < 0))
         seen = (nearest < 0.5 * EDGE).nonzero().squeeze(1)
-    return _shoot(c, row[seen], pixel[seen], size, along[seen])
+    return _shoot(c, row[seen], pixel[seen], size, along[seen], nearest[seen] <= _SURE)
 
 
-def _shoot(c: Cameras, row: Tensor, pixel: Tensor, size: int, along: Tensor) -> Rays:
+def _shoot(c: Cameras, row: Tensor, pixel: Tensor, size: int, along: Tensor, whole: Tensor) -> Rays:
     """Rays through given pixels of given cameras."""
     step = pixel_size(c, size)[row]
     turn = cam_to_world(c)[row]
@@ -82,7 +83,7 @@ def _shoot(c: Cameras, row: Tensor, pixel: Tensor, size: int, along: Tensor) -> 
     stretch = (x * x + y * y + 1).rsqrt()
     local = torch.stack([x, y, torch.full_like(x, -1.0)], -1) * stretch[:, None]
     direction = (turn[:, :3, :3] * local[:, None]).sum(-1)
-    return Rays(row, pixel, turn[:, :3, 3], direction, step * stretch, along)
+    return Rays(row, pixel, turn[:, :3, 3], direction, step * stretch, along, whole)
 
 
 def _candidates(field: Field, c: Cameras, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,22 +109,26 @@ def _candidates(field: Field, c: Cameras, size: int) -> tuple[Tensor, Tensor, Te
     return row[spread], (down * size + across).flatten()[inside], along[spread]
 
 
-def _nearest(field: Field, rays: Rays) -> tuple[Tensor, Tensor]:
-    """Where rays come nearest to the surface, (N,), and how near in pixels, (N,); rays that hit end below it."""
-    best_along, best = rays.along.clone(), torch.full_like(rays.along, 1e3)
-    along, near = rays.along, best
-    at, active, index = rays.along, rays, torch.arange(len(best), device=best.device)
+def _search(field: Field, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Where rays meet the surface, else come nearest to it, (N,), and how near in pixels, (N,), below 0 inside."""
+    result = torch.stack([rays.along, torch.full_like(rays.along, 1e3)])
+    index = torch.arange(len(rays.row), device=result.device)
+    at = before = along = rays.along
+    last = near = result[1]
+    met = torch.full_like(at, torch.inf)
     far = rays.origin.norm(dim=1) + RADIUS
     for step in range(_STEPS):
-        distance = field(active.origin + at[:, None] * active.direction, active.row)
-        pixel = active.width * at
-        apart = distance / pixel
-        nearer = apart < near
-        along, near = torch.where(nearer, at, along), torch.where(nearer, apart, near)
-        at = at + (distance + _INSET * pixel) * 0.95
+        distance = field(rays.origin + at[:, None] * rays.direction, rays.row)
+        pixel = rays.width * at
+        # Between the last point outside and the first one inside the distance is as good as linear.
+        entering = (distance < 0) & met.isinf()
+        met = torch.where(entering, before + (at - before) * last / (last - distance), met)
+        nearer = distance / pixel < near
+        along, near = torch.where(nearer, at, along), torch.where(nearer, distance / pixel, near)
+        before, last, at = at, distance, at + (distance + _INSET * pixel) * 0.95
         if step % _SIFT == _SIFT - 1 or step == _STEPS - 1:
-            best_along[index], best[index] = along, near
+            result[:, index] = torch.stack([torch.where(near <= _SURE, met, along), near])
             going = ((near > _SURE) & (at < far)).nonzero().squeeze(1)
-            active, index, at, far = active.take(going), index[going], at[going], far[going]
-            along, near = along[going], near[going]
-    return best_along, best
+            rays, index = rays.take(going), index[going]
+            at, before, last, met, along, near, far = (one[going] for one in (at, before, last, met, along, near, far))
+    return result[0], result[1]

@@ -12,7 +12,7 @@ from math import pi
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from capriccio.errors import CapriccioError
 from capriccio.world.cameras import Cameras, cam_to_world, directions
@@ -27,6 +27,7 @@ _GLINT = (-0.34, 0.48)  # the lean at which a surface mirrors the light
 _EXTENT = 1.4  # the longer side of a solid, to which its pattern is measured
 _GIRTH = 0.5  # the radius of round solids, more or less
 _CREVICE = 0.16  # reach of the soft darkness where parts meet
+_JUMP = 0.12  # step in depth within three pixels that is an edge
 _CONTACT = 0.42  # reach of the shadow on the ground
 _PAINTS = (Role.MAIN, Role.ACCENT, Role.DETAIL, Role.LIGHT)
 
@@ -106,17 +107,19 @@ def render(model: Model, c: Cameras, size: int = 128) -> Layers:
     points, pixel = rays.points(), rays.width * rays.along
     body = build(model.kind, points, model.shape[rays.row])
     distance = body.distance()
-    normal, slope = _normals(field, points, rays, pixel)
     turn = cam_to_world(c)[:, :3, :3][rays.row]
+    lean, slope = _normals(field, points, rays, turn, pixel)
+    normal = (turn @ lean[:, :, None])[:, :, 0]
     shares, role = _paint(body, distance, pixel, _print(model, points, normal, rays.row, pixel))
     gap = field(points + _CREVICE * normal, rays.row) / _CREVICE
-    lit = _lit((model.colours[rays.row] * shares[:, :, None]).sum(1), (normal[:, None] @ turn)[:, 0], normal[:, 2], gap)
+    lit = _lit((model.colours[rays.row] * shares[:, :, None]).sum(1), lean, normal[:, 2], gap)
     along = rays.along - distance / slope.clamp_max(-0.3)
     depth = -(rays.direction * turn[:, :, 2]).sum(-1) * along
-    truth = torch.cat([depth[:, None], normal, 1.0 + role[:, None]], 1) * (distance < 0)[:, None]
-    sheet = _sheet(rays, torch.cat([lit, cover(distance / pixel)[:, None], truth], 1), len(c), size)
+    truth = torch.cat([depth[:, None], normal, 1.0 + role[:, None]], 1) * (rays.whole | (distance < 0))[:, None]
+    covered = torch.where(rays.whole, 1.0, cover(distance / pixel))
+    sheet = _sheet(rays, torch.cat([lit, covered[:, None], truth], 1), len(c), size)
     return Layers(
-        sheet[:, :3],
+        _softened(sheet[:, :3], sheet[:, 3:4], sheet[:, 4:5]),
         sheet[:, 3:4],
         _shade(field, c, size),
         sheet[:, 4],
@@ -132,15 +135,25 @@ def _sheet(rays: Rays, values: Tensor, count: int, size: int) -> Tensor:
     return sheet.reshape(count, size, size, -1).permute(0, 3, 1, 2)
 
 
-def _normals(field: Field, points: Tensor, rays: Rays, pixel: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit normals (N, 3) and the slope (N,) of the distance along the rays, from four points about a pixel away."""
+def _softened(colour: Tensor, covered: Tensor, depth: Tensor) -> Tensor:
+    """Colours (B, 3, H, W) with soft edges where one part stands before another, as silhouettes have them."""
+    jump = (max_pool2d(depth, 3, 1, 1) + max_pool2d(-depth, 3, 1, 1)).detach()
+    around = avg_pool2d(colour * covered, 3, 1, 1) / avg_pool2d(covered, 3, 1, 1).clamp_min(1e-3)
+    return torch.lerp(colour, around, (jump / _JUMP - 0.5).clamp(0, 1))
+
+
+def _normals(field: Field, points: Tensor, rays: Rays, turn: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit normals (N, 3) in the frame of the camera, and the slope (N,) of the distance along the rays.
+
+    By central differences over about two pixels along the axes of the camera, which round edges evenly on all sides.
+    """
     reach = (1.2 * pixel)[:, None]
-    corners = points.new_tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
-    tips = torch.cat([points + corner * reach for corner in corners])
-    heights = field(tips, rays.row.repeat(4)).reshape(4, -1, 1)
-    gradient = (heights * corners[:, None]).sum(0) / (4 * reach)
+    tips = [points + sign * reach * turn[:, :, axis] for axis in range(3) for sign in (1, -1)]
+    heights = field(torch.cat(tips), rays.row.repeat(6)).reshape(3, 2, -1)
+    gradient = (heights[:, 0] - heights[:, 1]).T / (2 * reach)
     unit = gradient / (gradient.square().sum(1, keepdim=True) + 1e-8).sqrt()
-    return unit, (gradient.detach() * rays.direction.detach()).sum(1)
+    towards = (rays.direction[:, None] @ turn)[:, 0]
+    return unit, (gradient * towards).sum(1).detach()
 
 
 def _print(model: Model, points: Tensor, normal: Tensor, row: Tensor, pixel: Tensor) -> Tensor:
