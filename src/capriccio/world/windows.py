@@ -146,9 +146,17 @@ class _Paint:
 def extent(thing: Thing, size: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom, in pixels, of all that a thing and its shadow may change in a shaded picture."""
     half, x, y = thing.size * size / 2, thing.x * size, thing.y * size
-    sides = (x - half, y - half * (1 + _ABOVE), x + half, y + half * (1 + _BELOW))
-    return tuple(  # type: ignore[return-value]
-        min(max(round(side + out * _MARGIN), 0), size) for side, out in zip(sides, (-1, -1, 1, 1), strict=True)
+    # Handles and arms reach a little farther than the longer side, and throw their halo from there.
+    margin = _MARGIN + 0.2 * half
+
+    def inside(place: float) -> int:
+        return min(max(round(place), 0), size)
+
+    return (
+        inside(x - half - margin),
+        inside(y - half * (1 + _ABOVE) - margin),
+        inside(x + half + margin),
+        inside(y + half * (1 + _BELOW) + margin),
     )
 
 
