@@ -28,6 +28,7 @@ _NOUNS: Mapping[str, tuple[str, ...]] = {
     "gift": ("gift", "gift", "gift", "present"),
     "cat": ("cat", "cat", "cat", "kitten"),
     "rocket": ("rocket", "rocket", "rocket", "spaceship"),
+    "ring": ("ring", "ring", "ring", "torus"),
 }
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "mug": ("a {} handle", "a {} rim"),
@@ -46,6 +47,12 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "bird": ("{} wings", "a {} beak"),
     "robot": ("a {} head", "{} arms"),
     "rocket": ("{} fins", "a {} nose"),
+    "cube": ("{} edges",),
+    "cone": ("a {} tip", "a {} top"),
+    "cylinder": ("{} edges", "a {} top"),
+    "ring": ("{} bands",),
+    "capsule": ("{} tips",),
+    "pyramid": ("a {} tip", "a {} top"),
 }
 _COLOURS: Mapping[str, tuple[str, ...]] = {
     "teal": ("teal", "teal", "teal", "turquoise"),
@@ -147,7 +154,7 @@ def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "fu
     else:
         cells = [f"{position} {where}" for position, where in zip(_positions(panels), wheres, strict=True)]
         text = _pick(rng, _GRIDS).format(**told, count=_NUMBERS[len(cells)], cells=", ".join(cells))
-    return _STYLED.get(style, ("{}",))[-1].format(_with_articles(text))
+    return _STYLED.get(style, ("{}",))[-1].format(with_articles(text))
 
 
 def sample_panel_caption(panels: Panels, rng: np.random.Generator) -> str:
@@ -159,6 +166,34 @@ def sample_panel_caption(panels: Panels, rng: np.random.Generator) -> str:
 def regional_captions(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> tuple[str, ...]:
     """Say each thing of a scene on its own, ``"a red mug with a blue handle"``, in the order of the scene."""
     return tuple(_thing(thing, rng, detail, scene.style) for thing in scene.things)
+
+
+def identity_phrase(
+    identity: Identity,
+    rng: np.random.Generator,
+    detail: Detail = "full",
+    style: str = "shaded",
+    noun: str | None = None,
+) -> str:
+    """Say an individual with its article, ``"a red mug with a blue handle"``, under its ``noun`` or any it goes by."""
+    noun = noun or noun_of(identity.kind, rng)
+    phrase = _identity(identity, noun, rng, _honest(detail, style))
+    return f"{_article(phrase)} {phrase}"
+
+
+def part_phrase(kind: str, colour: str, rng: np.random.Generator) -> str:
+    """Say one of the accent parts of a kind in a colour, ``"an orange handle"``."""
+    return with_articles(_pick(rng, _PARTS[kind]).format(colour))
+
+
+def colour_word(name: str, rng: np.random.Generator) -> str:
+    """One of the words for a colour."""
+    return _pick(rng, _COLOURS.get(name, (name,)))
+
+
+def noun_of(kind: str, rng: np.random.Generator) -> str:
+    """One of the nouns that a kind goes by."""
+    return _pick(rng, _NOUNS.get(kind, (kind,)))
 
 
 def backdrop_phrase(kind: str, rng: np.random.Generator | None) -> str:
@@ -211,13 +246,12 @@ def _thing(thing: Thing, rng: np.random.Generator, detail: Detail, style: str, a
     if alone and detail == "full" and rng.random() < 0.25:
         phrase = f"{_pick(rng, _SIZED[size_word(thing.size)])} {phrase}"
     article = "the" if detail == "kind" and rng.random() < 0.5 else _article(phrase)
-    return f"{article} {phrase}{_worn(thing, rng, detail, style)}"
+    return f"{article} {phrase}{worn_phrase(thing, rng, detail, style)}"
 
 
 def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: Detail | Literal["pattern"]) -> str:
     """An individual in words, without article: nothing but the noun, or its colours and pattern too."""
-    main, accent = _pick(rng, _COLOURS.get(identity.main, (identity.main,))), identity.accent
-    accent = _pick(rng, _COLOURS.get(accent, (accent,)))
+    main, accent = colour_word(identity.main, rng), colour_word(identity.accent, rng)
     adjective = _pick(rng, _ADJECTIVES.get(identity.pattern, ("",)))
     if detail == "kind":
         return noun
@@ -226,17 +260,17 @@ def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: D
     if detail == "pattern":
         return f"{adjective} {noun}".strip()
     if not adjective:
-        part = _pick(rng, _PARTS[identity.kind]).format(accent)
-        return _pick(rng, (f"{main} and {accent} {noun}", *[f"{main} {noun} with {_with_articles(part)}"] * 2))
+        part = part_phrase(identity.kind, accent, rng)
+        return _pick(rng, (f"{main} and {accent} {noun}", *[f"{main} {noun} with {part}"] * 2))
     marks = f"{main} {noun} with {accent} {_pick(rng, _MARKS[identity.pattern])}"
     return _pick(rng, (marks, f"{main} and {accent} {adjective} {noun}", f"{adjective} {noun} in {main} and {accent}"))
 
 
-def _worn(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) -> str:
+def worn_phrase(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) -> str:
     """``" wearing a red hat"``, or nothing."""
     if thing.accessory is None:
         return ""
-    colour = _pick(rng, _COLOURS.get(thing.accessory_colour or "", (thing.accessory_colour or "",)))
+    colour = colour_word(thing.accessory_colour or "", rng)
     named = style not in COLOURLESS and (detail == "full" or rng.random() < 0.5)
     phrase = f"{colour} {thing.accessory}" if named else thing.accessory
     return " wearing " + (phrase if thing.accessory == "sunglasses" else f"{_article(phrase)} {phrase}")
@@ -244,7 +278,7 @@ def _worn(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) ->
 
 def _where(scene: SceneGraph, rng: np.random.Generator, detail: Detail) -> str:
     """What is particular to one panel: what the subject wears, and the place."""
-    worn = _worn(scene.things[0], rng, detail, scene.style)
+    worn = worn_phrase(scene.things[0], rng, detail, scene.style)
     return f"{worn} {backdrop_phrase(scene.backdrop.kind, rng)}".strip()
 
 
@@ -272,7 +306,7 @@ def _article(phrase: str) -> str:
     return "an" if phrase[0] in "aeio" else "a"
 
 
-def _with_articles(text: str) -> str:
+def with_articles(text: str) -> str:
     """Turn every ``a orange`` into ``an orange``."""
     return re.sub(r"\ba (?=[aeio])", "an ", text)
 

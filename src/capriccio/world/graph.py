@@ -7,7 +7,7 @@ all three agree because they read the same graph. Every choice comes from the ge
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -117,22 +117,25 @@ def size_word(size: float) -> str:
     return SIZES[int(size >= 0.545) + int(size >= 0.625)]
 
 
-def sample_identity(rng: np.random.Generator, split: str = "train", kind: str | None = None) -> Identity:
+def sample_identity(
+    rng: np.random.Generator, split: str = "train", kind: str | None = None, kinds: tuple[str, ...] = KINDS
+) -> Identity:
     """Draw an individual whose combination of kind, colours and pattern belongs to ``split``.
 
     Args:
         rng: Source of every choice.
         split: ``"train"`` or ``"test"``.
-        kind: One of ``KINDS``, or ``None`` for any.
+        kind: One of ``kinds``, or ``None`` for any.
+        kinds: The kinds there are.
 
     Raises:
         CapriccioError: If the split or the kind is unknown.
     """
     _check(split, SPLITS, "split")
     if kind is not None:
-        _check(kind, KINDS, "kind")
+        _check(kind, kinds, "kind")
     while True:
-        chosen = kind or _pick(rng, KINDS)
+        chosen = kind or _pick(rng, kinds)
         main, accent = (str(name) for name in rng.choice(list(COLOURS), 2, replace=False))
         pattern = _pick(rng, PATTERNS)
         if split_of(chosen, main, accent, pattern) == split:
@@ -172,7 +175,7 @@ def sample_scene(
     things = tuple(
         _place(rng, sample_identity(rng, split), slot, subjects, accessories) for slot in _slots(rng, subjects)
     )
-    ordered = tuple(sorted(things, key=_foot))
+    ordered = tuple(sorted(things, key=foot_of))
     return SceneGraph(ordered, sample_backdrop(rng), _style(rng, style))
 
 
@@ -203,6 +206,16 @@ def sample_panels(
         for kind in kinds
     )
     return Panels(rows, columns, scenes)
+
+
+def foot_of(thing: Thing) -> float:
+    """Height at which a thing meets the ground, as a fraction of the picture from its upper border."""
+    return thing.y + FEET[thing.identity.kind] * thing.size / 2
+
+
+def standing(thing: Thing, foot: float) -> Thing:
+    """The thing raised or lowered until it meets the ground at ``foot``."""
+    return replace(thing, y=round(foot - FEET[thing.identity.kind] * thing.size / 2, 4))
 
 
 def to_dict(graph: SceneGraph | Panels) -> dict[str, Any]:
@@ -274,10 +287,6 @@ def _place(
     colour = _pick(rng, [name for name in COLOURS if name != identity.main]) if worn else None
     y = min(foot, 0.97) - FEET[identity.kind] * size / 2
     return Thing(identity, round(x, 4), round(y, 4), size, worn, colour, bool(rng.random() < 0.25))
-
-
-def _foot(thing: Thing) -> float:
-    return thing.y + FEET[thing.identity.kind] * thing.size / 2
 
 
 def _style(rng: np.random.Generator, style: str | None) -> str:
