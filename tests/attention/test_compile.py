@@ -25,7 +25,7 @@ from capriccio.attention import (
     compile_program,
     literal,
 )
-from capriccio.attention.compile import group_queries
+from capriccio.attention.choose import group_queries
 from capriccio.errors import CapriccioError
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

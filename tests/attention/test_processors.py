@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
@@ -86,7 +86,7 @@ def compiled_for(model, program=DIPTYCH, num_steps: int = 4, **kwargs):
 def literal_forward(model, edits, monkeypatch, batch: int = 1, layers=lambda number: True) -> torch.Tensor:
     """Run the stock model with the literal formula as the attention kernel of the chosen layers."""
     home = "diffusers.models.transformers.transformer_flux.dispatch_attention_fn"
-    stock, count = processors_module.dispatch_attention_fn, itertools.count()
+    stock, count = dispatch_attention_fn, itertools.count()
 
     def kernel(query, key, value, **kwargs):
         chosen = edits if layers(next(count)) else ()
