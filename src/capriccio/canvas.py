@@ -192,15 +192,18 @@ def latent_cells(mask: Tensor, factor: int) -> Tensor:
     return max_pool2d(mask, factor)
 
 
-def hold(latents: Tensor, known: Tensor, noise: Tensor, keep: Tensor, sigma: Tensor) -> Tensor:
-    """Hold the known region on the path from its noise to its picture: ``x = keep ((1 - s) z + s e) + (1 - keep) x``.
+def hold(
+    latents: Tensor, known: Tensor, noise: Tensor, keep: Tensor, sigma: Tensor, signal: Tensor | None = None
+) -> Tensor:
+    """Hold the known region on the path from its noise to its picture: ``x = keep (a z + s e) + (1 - keep) x``.
 
     Args:
         latents: Being painted, at noise level ``sigma``.
         known: Clean latents z of the same shape.
         noise: The noise e that the run started from, the same in every step.
         keep: 1 where known, 0 where painted.
-        sigma: Noise level s of the flow, 0 to 1.
+        sigma: Noise level s; that of a flow is 0 to 1.
+        signal: The factor a of the picture; that of a flow, 1 - s, by default.
     """
-    path = (1 - sigma) * known + sigma * noise
+    path = (1 - sigma if signal is None else signal) * known + sigma * noise
     return torch.where(keep > 0.5, path.to(latents.dtype), latents)

@@ -20,10 +20,10 @@ from capriccio.errors import CapriccioError
 
 @dataclass(frozen=True)
 class Branch:
-    """One prediction that guidance combines: its role, and the prompt it is conditioned on."""
+    """One prediction that guidance combines: its role, and the prompt it is conditioned on (``None``: on none)."""
 
     role: str
-    prompt: str
+    prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Chain:
     def roles(self) -> tuple[str, ...]:
         """The roles that must be predicted: those whose coefficient is not 0, the last of the chain first."""
         return tuple(role for role, factor in reversed(self.coefficients.items()) if factor != 0)
+
+    def forwards(self, together: bool) -> tuple[tuple[str, ...], ...]:
+        """Return which roles share a forward: none, or all of them, the first of the chain first."""
+        return (tuple(reversed(self.roles)),) if together else tuple((role,) for role in self.roles)
 
     def combine(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """Return the guided prediction; a single role's prediction is returned as it is.

@@ -22,8 +22,8 @@ from PIL import Image
 
 import capriccio
 from capriccio import pictures
-from capriccio.backbones.flux import FluxBackbone
-from capriccio.backbones.loading import Memory, open_backbone, out_of_memory
+from capriccio.backbones.base import Backbone
+from capriccio.backbones.loading import Memory, open_backbone, out_of_memory, wrap
 from capriccio.methods import METHODS
 from capriccio.plan import Plan, make_plan
 from capriccio.sampling import Callback, Painted, Progress, count_steps, paint
@@ -84,11 +84,12 @@ class Studio:
     """A loaded backbone that plans and paints scenes.
 
     Args:
-        pipe: A diffusers pipeline of the FLUX family, used as it is and given back unchanged; or a backbone.
+        pipe: A diffusers pipeline of the FLUX, Stable Diffusion or SDXL family, used as it is and given back
+            unchanged; or a backbone.
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.backbone = pipe if isinstance(pipe, FluxBackbone) else FluxBackbone(pipe)
+        self.backbone: Backbone = wrap(pipe)
 
     @classmethod
     def open(

@@ -12,8 +12,10 @@ import torch
 from diffusers import BitsAndBytesConfig, DiffusionPipeline, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
 
 from capriccio import assets
+from capriccio.backbones import unet
 from capriccio.backbones.base import Defaults
 from capriccio.backbones.flux import FluxBackbone
+from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError, nearest
 from capriccio.formats.alimama import load_inpainting_controlnet
 
@@ -73,6 +75,17 @@ def open_backbone(
     except (torch.OutOfMemoryError, MemoryError):
         raise out_of_memory(name) from None
     return backbone
+
+
+def wrap(pipe: Any, name: str | None = None, **parts: Any) -> FluxBackbone | UNetBackbone:
+    """Return the backbone of a person's own diffusers pipeline; a backbone is returned as it is.
+
+    Raises:
+        CapriccioError: If the pipeline is of no family known here.
+    """
+    if isinstance(pipe, FluxBackbone | UNetBackbone):
+        return pipe
+    return UNetBackbone(pipe, name=name, **parts) if unet.takes(pipe) else FluxBackbone(pipe, name=name, **parts)
 
 
 def out_of_memory(name: str) -> CapriccioError:

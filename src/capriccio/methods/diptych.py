@@ -219,6 +219,8 @@ def _target(draft: Draft, canvas: Canvas, reference: Subject | Style) -> Draft:
 def _target_picture(draft: Draft, canvas: Canvas, reference: Subject | Style, edit: Edit) -> Draft:
     """Put the picture to be edited on the right panel, paint its mask alone, and put the result back into it."""
     right = canvas.panel("right")
+    if edit.mask is None or edit.strength != 1:
+        raise CapriccioError("diptych paints a subject into the mask of an edit, from noise; give a mask, no strength.")
     picture = opaque(open_picture(edit.image))
     mask = open_mask(edit.mask, picture.size, "mask of the edit")
     size = right.width, right.height
