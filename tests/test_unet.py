@@ -133,9 +133,7 @@ def test_half_precision_is_diffusers_to_the_last_bit() -> None:
 def test_a_distilled_model_reads_its_guidance_as_in_diffusers() -> None:
     pipe = tiny.stable_diffusion()
     torch.manual_seed(0)
-    config = dict(pipe.unet.config) | {"time_cond_proj_dim": 16}
-    pipe.unet = type(pipe.unet).from_config(config).eval()
-    pipe.register_to_config(unet=("diffusers", "UNet2DConditionModel"))
+    pipe.register_modules(unet=tiny.unet(time_cond_proj_dim=16))
     backbone = UNetBackbone(pipe)
     plan = plan_of(backbone, guidance_scale=6.0)
     assert plan.guidance_scale == 6.0

@@ -185,7 +185,7 @@ def save_lora(folder: Path, pipe: FluxPipeline | None = None) -> Path:
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-def unet(kind: str = "sd15", in_channels: int = LATENTS) -> UNet2DConditionModel:
+def unet(kind: str = "sd15", in_channels: int = LATENTS, **settings: Any) -> UNet2DConditionModel:
     """Two resolutions, attention at both (SDXL: at the coarser), in the layout of SD 1.5, SD 2 or SDXL."""
     downs, ups = ("CrossAttnDownBlock2D",) * 2, ("CrossAttnUpBlock2D",) * 2
     own: dict[str, Any] = {
@@ -212,7 +212,7 @@ def unet(kind: str = "sd15", in_channels: int = LATENTS) -> UNet2DConditionModel
         sample_size=16,
         down_block_types=downs,
         up_block_types=ups,
-        **own,
+        **own | settings,
     ).eval()
 
 

@@ -20,10 +20,10 @@ from capriccio.errors import CapriccioError
 
 @dataclass(frozen=True)
 class Branch:
-    """One prediction that guidance combines: its role, and the prompt it is conditioned on (``None``: on none)."""
+    """One prediction that guidance combines: its role, and the prompt it is conditioned on."""
 
     role: str
-    prompt: str | None
+    prompt: str
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ class Plan:
             "canvas": [str(self.canvas), _engine_words(self.engine, self.control_scale, self.strength)],
             "tokens": [str(self.layout)],
             "attention": self.compiled.lines() or ["no edits: the stock calls"],
-            "branches": [_branch_words(branch) for branch in self.branches],
+            "branches": [f"{branch.role}: {branch.prompt!r}" for branch in self.branches],
             "guidance": [self._guidance_words()],
             "steps": [self._step_words()],
             "weights": [_lora_words(lora) for lora in self.loras] or ["no LoRA"],
@@ -391,8 +391,8 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
     _check_settings(draft)
     guidance, negative, notes = _guidance(draft)
     prompts = {"positive": draft.prompt, "negative": negative}
-    weighted = {role: text.unweighted(prompts[role] or "") for role in guidance.roles}
-    branches = tuple(Branch(role, weighted[role][0] if prompts[role] else prompts[role]) for role in guidance.roles)
+    weighted = {role: text.unweighted(prompts[role]) for role in guidance.roles}
+    branches = tuple(Branch(role, weighted[role][0]) for role in guidance.roles)
     draft = replace(draft, prompt=text.unweighted(draft.prompt)[0])
     draft = _with_room(draft, branches).say(*notes, *_lora_notes(draft.scene))
     words = {role: parts for role, (_, parts) in weighted.items() if parts}
@@ -495,7 +495,7 @@ def _check_settings(draft: Draft) -> None:
         _canvas(draft)
 
 
-def _guidance(draft: Draft) -> tuple[Chain, str | None, list[str]]:
+def _guidance(draft: Draft) -> tuple[Chain, str, list[str]]:
     """Return the guidance equation, the negative prompt, and what should be said about them."""
     scale, negative = draft.settings.true_cfg_scale, draft.scene.negative_prompt
     chain = classifier_free(scale)
@@ -503,8 +503,8 @@ def _guidance(draft: Draft) -> tuple[Chain, str | None, list[str]]:
         return chain, negative, ["negative_prompt has no effect, because true_cfg_scale is 1; 3 to 5 is usual."]
     if "negative" in chain.roles and negative is None and draft.scene.true_cfg_scale is not None:
         note = f"No negative_prompt was given: true_cfg_scale {scale:g} steers away from the empty prompt."
-        return chain, None, [note]
-    return chain, negative, []
+        return chain, "", [note]
+    return chain, negative or "", []
 
 
 def _encoding(draft: Draft, branches: Sequence[Branch]) -> Draft:
@@ -513,7 +513,8 @@ def _encoding(draft: Draft, branches: Sequence[Branch]) -> Draft:
     for branch in branches:
         # As in diffusers, layers are left out for the prompt alone.
         skip = draft.scene.clip_skip if branch.role == "positive" else None
-        run = _bound(backbone.encode_text, branch.prompt, length, skip)
+        nothing = branch.role == "negative" and draft.scene.negative_prompt is None
+        run = _bound(backbone.encode_text, None if nothing else branch.prompt, length, skip)
         said = "encode the prompt" if skip is None else f"encode the prompt, the last {skip} CLIP layers left out"
         draft = draft.add(Preparation(f"text:{branch.role}", f"{length} text tokens", said, run))
     if draft.strength < 1:
@@ -537,7 +538,7 @@ def _bound(function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
 
 def _with_room(draft: Draft, branches: Sequence[Branch]) -> Draft:
     """Read as many text tokens as the prompts need, and say what is lost where that cannot be."""
-    needs = {branch.role: draft.backbone.word_count(branch.prompt or "") for branch in branches}
+    needs = {branch.role: draft.backbone.word_count(branch.prompt) for branch in branches}
     need, longest = max(needs.values()), draft.backbone.defaults.longest_text
     if draft.scene.max_sequence_length is None and need > draft.settings.max_sequence_length:
         # In steps of 16, so that pictures of similar prompts can still be painted together.
@@ -575,7 +576,7 @@ def _layout(draft: Draft, branches: Sequence[Branch], words: Mapping[str, Sequen
     for name in dict.fromkeys(name for name, _, _ in draft.scene.mentions):
         said = backbone.word_tokens(draft.prompt, name, length)
         groups |= {f"text:{name}": said} if said.any() else {}
-    prompts = {branch.role: branch.prompt or "" for branch in branches}
+    prompts = {branch.role: branch.prompt for branch in branches}
     for role, parts in words.items():
         for number, part in enumerate(parts, 1):
             groups[_weighted_name(role, number, part)] = backbone.span_tokens(prompts[role], part.span, length)
@@ -628,10 +629,6 @@ def _engine_words(engine: str | None, control_scale: float, strength: float) -> 
         "fill": "engine fill: the model reads the known part as input channels",
         "hold": "engine hold: known latents are held on their path from the noise of the run, without training",
     }[engine] + start
-
-
-def _branch_words(branch: Branch) -> str:
-    return f"{branch.role}: {'no prompt' if branch.prompt is None else repr(branch.prompt)}"
 
 
 def _lora_words(lora: Lora) -> str:

@@ -186,7 +186,8 @@ class UNetBackbone(Wrapped):
         """Pixels (B, 3, H, W) in [-1, 1] as scaled latents: the mean of the posterior, so that no chance enters."""
         with self._precise_vae() as vae:
             latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
-        return (vae.config.scaling_factor * latents.to(self.dtype)).to(self.device)
+        # Contiguous, as diffusers' copies are: a convolution's last bits depend on how memory is laid out.
+        return (vae.config.scaling_factor * latents.to(self.dtype)).to(self.device).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, rows: int, columns: int) -> list[Image.Image]:
