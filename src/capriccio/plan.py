@@ -394,7 +394,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
     weighted = {role: text.unweighted(prompts[role]) for role in guidance.roles}
     branches = tuple(Branch(role, weighted[role][0]) for role in guidance.roles)
     draft = replace(draft, prompt=text.unweighted(draft.prompt)[0])
-    draft = _with_room(draft, branches).say(*notes, *_lora_notes(draft.scene))
+    draft = _with_room(draft, branches).say(*notes, *_lora_notes(draft.scene), *draft.backbone.remarks)
     words = {role: parts for role, (_, parts) in weighted.items() if parts}
     draft = _encoding(_with_weights(draft, words), branches)
     start, num_steps = _steps(draft)
@@ -461,14 +461,14 @@ def _from_nothing(draft: Draft) -> Draft:
 
 def _check_settings(draft: Draft) -> None:
     scene, backbone, settings = draft.scene, draft.backbone, draft.settings
-    plain, embeds = backbone.defaults.plain_guidance, backbone.embeds_guidance(draft.engine)
+    plain = backbone.defaults.plain_guidance
     both = {scale for scale in (scene.guidance_scale, scene.true_cfg_scale) if scale is not None}
-    if plain and not embeds and len(both) > 1:
+    if plain and len(both) > 1:
         raise CapriccioError(
             f"guidance_scale and true_cfg_scale are one and the same on {backbone.name!r}, but two numbers were given "
             f"({', '.join(f'{scale:g}' for scale in sorted(both))}); keep one."
         )
-    if scene.guidance_scale is not None and not plain and not embeds:
+    if scene.guidance_scale is not None and not plain and not backbone.embeds_guidance(draft.engine):
         raise CapriccioError(
             f"guidance_scale={scene.guidance_scale:g} was given, but {backbone.name!r} has no embedded guidance; "
             f"use true_cfg_scale, here {backbone.defaults.true_cfg_scale:g} by default."

@@ -34,7 +34,7 @@ class Defaults:
         rows: Pictures painted together at most.
         longest_text: Text tokens that the model can read.
         shortest_text: Text tokens that it always reads, padding included.
-        plain_guidance: Without embedded guidance, ``guidance_scale`` is classifier-free guidance.
+        plain_guidance: What a scene calls ``guidance_scale`` is classifier-free guidance.
         caution: What to say to a person who brings a picture.
     """
 
@@ -56,16 +56,24 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Text:
-    """An encoded prompt: tokens (B, T, D), and pooled (B, P) where the model reads that too."""
+    """An encoded prompt.
+
+    Attributes:
+        tokens: (B, T, D).
+        pooled: (B, P), where the model reads that too.
+        pictures: Of a prompt in pictures, for each IP-Adapter that is loaded, (B, pictures, ...).
+    """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    pictures: tuple[Tensor, ...] = ()
 
     @staticmethod
     def stack(texts: Sequence[Text]) -> Text:
         """Put encoded prompts of equal length below each other."""
         pooled = [text.pooled for text in texts if text.pooled is not None]
-        return Text(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None)
+        pictures = tuple(map(torch.cat, zip(*(text.pictures for text in texts), strict=True)))
+        return Text(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None, pictures)
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,10 @@ class Backbone(Protocol):
     @property
     def together(self) -> bool:
         """Whether the branches of guidance share one forward, as they do in the family's pipelines of diffusers."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what is loaded that a person should read in every plan."""
 
     @property
     def clip_layers(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,7 +36,7 @@ Source = str | os.PathLike[str]
 Networks = {"transformer": FluxTransformer2DModel, "unet": UNet2DConditionModel}
 """The denoiser of each family, by its name among the components of a pipeline."""
 
-MINIATURE = "miniature"
+MINIATURE, MINIATURE_SD = "miniature", "miniature-sd"
 MINIATURE_DEFAULTS = Defaults(
     width=128,
     height=128,
@@ -49,6 +50,15 @@ MINIATURE_DEFAULTS = Defaults(
     longest_text=128,
     caution="The miniature knows only its own world of bold objects; for photographs use FLUX.1 weights: "
     "capriccio paint ... --model black-forest-labs/FLUX.1-dev",
+)
+
+MINIATURE_SD_DEFAULTS = replace(
+    MINIATURE_DEFAULTS,
+    max_sequence_length=77,
+    engines=("fill", "hold"),
+    longest_text=77,
+    shortest_text=77,
+    plain_guidance=True,
 )
 
 
@@ -67,7 +77,8 @@ def open_backbone(
     """Load a backbone: FLUX, Stable Diffusion 1.x and 2.x, or SDXL, told apart by what is there.
 
     Args:
-        name: ``"miniature"``, a repository of the Hub, a folder, or a single file of weights.
+        name: ``"miniature"`` (FLUX), ``"miniature-sd"`` (Stable Diffusion), a repository of the Hub, a folder, or a
+            single file of weights.
         device: Where to paint; an accelerator if there is one.
         dtype: Of the weights; bfloat16 on an accelerator, float32 on a CPU.
         memory: ``"full"`` keeps everything on the device; ``"offload"`` one network at a time; ``"sequential"`` one
@@ -85,11 +96,16 @@ def open_backbone(
     """
     name, device = os.fspath(name), torch.device(device or _best_device())
     _check_memory(memory, device)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" and name != MINIATURE else torch.float32)
+    dtype = dtype or (
+        torch.bfloat16 if device.type == "cuda" and name not in (MINIATURE, MINIATURE_SD) else torch.float32
+    )
     try:
         with _quiet():
+            backbone: FluxBackbone | UNetBackbone
             if name == MINIATURE:
-                backbone: FluxBackbone | UNetBackbone = _miniature(dtype, memory, inpainting)
+                backbone = _miniature(dtype, memory, inpainting)
+            elif name == MINIATURE_SD:
+                backbone = _miniature_sd(dtype, memory, inpainting)
             else:
                 pipe = _pipeline(name, dtype, memory, config)
                 backbone = wrap(pipe, name, **_engine(inpainting, _denoiser_name(pipe), dtype, memory))
@@ -148,6 +164,14 @@ def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None) ->
             parts |= _engine(assets.path(engine), "transformer", dtype, memory)
     parts = parts or _engine(inpainting, "transformer", dtype, memory)
     return FluxBackbone(pipe, name=MINIATURE, defaults=MINIATURE_DEFAULTS, **parts)
+
+
+def _miniature_sd(dtype: torch.dtype, memory: Memory, inpainting: Source | None) -> UNetBackbone:
+    pipe = _pipeline(os.fspath(assets.path("miniature/sd")), dtype, memory, None)
+    if inpainting is None and assets.available("miniature/sd-inpaint"):
+        inpainting = assets.path("miniature/sd-inpaint")
+    fill = _engine(inpainting, "unet", dtype, memory)
+    return UNetBackbone(pipe, name=MINIATURE_SD, defaults=MINIATURE_SD_DEFAULTS, **fill)
 
 
 def _pipeline(name: str, dtype: torch.dtype, memory: Memory, config: Source | None) -> Any:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from torch import Tensor, nn
 
@@ -86,6 +88,25 @@ class UNetBackbone(Wrapped):
         return self.pipe.text_encoder_2.dtype if self.is_xl else self._encoder.dtype
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what is loaded that a person should read in every plan."""
+        return ("An IP-Adapter is loaded, but no picture is given to it; it is shown none.",) * bool(self._ip_adapters)
+
+    @property
+    def _ip_adapters(self) -> tuple[nn.Module, ...]:
+        project = self.pipe.unet.encoder_hid_proj
+        return tuple(getattr(project, "image_projection_layers", ()))
+
+    def _no_picture(self, adapter: nn.Module) -> Tensor:
+        """Return what diffusers shows an IP-Adapter in the negative branch: embeddings (1, 1, D) of nothing."""
+        if not isinstance(adapter, ImageProjection):
+            raise CapriccioError(
+                f"The IP-Adapter of {self.name!r} reads features of {type(adapter).__name__}, which nothing here gives "
+                "it; call unload_ip_adapter() on the pipeline first."
+            )
+        return torch.zeros(1, 1, adapter.image_embeds.in_features, dtype=self.dtype, device=self.device)
+
+    @property
     def _encoder(self) -> Any:
         return self.pipe.text_encoder
 
@@ -136,7 +157,9 @@ class UNetBackbone(Wrapped):
             length: Of the text; this family always pads to it.
             clip_skip: How many of the last layers to leave out.
         """
-        return self.keep_text((prompt, clip_skip), lambda: self._encode(prompt, clip_skip))
+        adapters = self._ip_adapters
+        text = self.keep_text((prompt, clip_skip), lambda: self._encode(prompt, clip_skip))
+        return replace(text, pictures=tuple(self._no_picture(adapter) for adapter in adapters)) if adapters else text
 
     def _encode(self, prompt: str | None, clip_skip: int | None) -> Text:
         if self.is_xl:
@@ -274,13 +297,14 @@ class UNetBackbone(Wrapped):
         scale = torch.tensor(inputs.guidance_scale - 1).repeat(len(latents))
         return self.pipe.get_guidance_scale_embedding(scale, embedding_dim=width).to(latents)
 
-    def _added(self, text: Text, inputs: Inputs) -> dict[str, Tensor] | None:
-        """Return pooled text and sizes: that of the picture, no crop, and that of the picture again."""
+    def _added(self, text: Text, inputs: Inputs) -> dict[str, Any] | None:
+        """Return pictures for IP-Adapters; and on SDXL pooled text and sizes: of the picture, no crop, and again."""
+        shown = {"image_embeds": list(text.pictures)} if text.pictures else {}
         if not self.is_xl or text.pooled is None:
-            return None
+            return shown or None
         size = [side * self.factor for side in inputs.grid]
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.tokens.dtype, device=text.tokens.device)
-        return {"text_embeds": text.pooled, "time_ids": ids.repeat(len(text.pooled), 1)}
+        return {"text_embeds": text.pooled, "time_ids": ids.repeat(len(text.pooled), 1), **shown}
 
     # --- weights ---
 
@@ -345,7 +369,7 @@ def _defaults(pipe: Any, is_xl: bool) -> Defaults:
         engines=("fill", "hold"),
         longest_text=length,
         shortest_text=length,
-        plain_guidance=True,
+        plain_guidance=not distilled,
     )
 
 

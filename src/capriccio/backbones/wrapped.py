@@ -84,6 +84,11 @@ class Wrapped:
         return found | {name: part for name, part in extra.items() if part is not None and part is not own}
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what is loaded that a person should read in every plan."""
+        return ()
+
+    @property
     def memory(self) -> int:
         """Bytes of all weights."""
         return sum(value.numel() * value.element_size() for part in self.parts.values() for value in part.parameters())

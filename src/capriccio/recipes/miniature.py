@@ -22,7 +22,7 @@ from typing import Any
 from capriccio import assets
 from capriccio.errors import CapriccioError, nearest
 
-ORDER = ("vae", "reader", "clip", "flux", "fill", "controlnet-inpaint")
+ORDER = ("vae", "reader", "clip", "flux", "fill", "controlnet-inpaint", "sd", "sd-inpaint")
 TASKS = {
     "vae": "vae.VAETask",
     "reader": "reader.ReaderTask",
@@ -30,6 +30,8 @@ TASKS = {
     "flux": "flux.FluxTask",
     "fill": "inpainting.FillTask",
     "controlnet-inpaint": "inpainting.ControlNetTask",
+    "sd": "sd.SDTask",
+    "sd-inpaint": "sd.SDInpaintTask",
 }
 
 
