@@ -359,6 +359,23 @@ def test_the_last_preview_is_the_picture(kind: str, name: str | None) -> None:
     assert difference.mean() < (3 if name in (None, "Euler") else 12)
 
 
+@pytest.mark.parametrize("engine", ["fill", "hold"])
+def test_a_method_written_for_flux_works_here(
+    backbone: UNetBackbone, subject_picture: Image.Image, engine: str
+) -> None:
+    """Diptych Prompting: right-panel queries see left-panel keys with more weight, in self-attention alone."""
+
+    def mug(weight: float) -> Subject:
+        return Subject(subject_picture, name="mug", options={"attention_weight": weight, "engine": engine})
+
+    plan = plan_of(backbone, "a {mug} in the snow", mug(1.3))
+    assert {plan.compiled.layers[k].kind for k in plan.compiled.edited} == {"self"}
+    assert plan.settings.true_cfg_scale == backbone.defaults.true_cfg_scale
+    neutral, edited = (painted(backbone, "a {mug} in the snow", mug(weight))[0] for weight in (1.0, 3.0))
+    assert neutral.shape == (32, 48, 3)
+    assert not np.array_equal(neutral, edited)
+
+
 # --- weighted words ---
 
 

@@ -355,6 +355,36 @@ def test_taps_of_several_resolutions_meet_at_the_finest(model: UNet2DConditionMo
     assert {level for level, _ in plain["all"]} == {0, 1}
 
 
+def test_a_group_may_be_told_by_a_tap(model: UNet2DConditionModel) -> None:
+    late = PictureLayout(LAYOUT.text, {"image": SHAPES["image:all"]}, LAYOUT.size, CELL, frozenset({"image:found"}))
+    weigh, tap = Weigh("image:found", "text:mug", 3.0), Tap("mug", "image", "text:mug")
+    compiled = compile_program(AttentionProgram((weigh, tap)), late, layers=layers_of(model), num_steps=2)
+    assert "waits for a group that is told later" in compiled.lines()[0]
+    with attach(model, compiled) as attachment:
+        assert torch.allclose(forward(model), forward(build()), atol=1e-5)
+        read = attachment.taps["mug"][0]
+        found = late.shape_of((read > read.median()).numpy())
+        attachment.define({"image:found": found})
+        edited = forward(model)
+        with pytest.raises(CapriccioError, match="not announced"):
+            attachment.define({"image:other": found})
+    told = PictureLayout(LAYOUT.text, {"image:found": found}, LAYOUT.size, CELL)
+    with attach(model, compile_program(AttentionProgram((weigh,)), told, layers=layers_of(model), num_steps=2)):
+        assert torch.allclose(forward(model), edited, atol=1e-5)
+    assert not torch.allclose(edited, forward(model), atol=1e-4)
+
+
+def test_late_groups_of_a_joint_sequence_rest_until_they_are_told() -> None:
+    layout = TokenLayout(6, {"a": np.arange(6) < 3}, late=frozenset({"b"}))
+    layers = (LayerInfo("", "double", 0),)
+    compiled = compile_program(AttentionProgram((See("a", "b"),)), layout, layers=layers, num_steps=1)
+    assert compiled.form(0, 0) is None
+    assert compiled.edited == (0,)
+    assert compiled.defining({"b": np.arange(6) > 3}).form(0, 0) is not None
+    with pytest.raises(CapriccioError, match="did you mean 'bb'"):
+        TokenLayout(2, late=frozenset({"bb"})).tokens("b")
+
+
 def test_taps_carry_gradients(model: UNet2DConditionModel) -> None:
     latents = torch.randn(1, 4, HEIGHT // CELL, WIDTH // CELL, requires_grad=True)
     with attach(model, compiled_for(model, AttentionProgram((Tap("t", "image:left", "text:mug"),)))) as attachment:

@@ -6,16 +6,17 @@ form from `choose_form`, once for all layers that see the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from capriccio.attention.choose import Size, choose_form, look_pairs, pairs_of
 from capriccio.attention.forms import Form
 from capriccio.attention.layout import Attended, Layout, TokenLayout
-from capriccio.attention.program import AttentionEdit, AttentionProgram, LayerInfo, Tap
+from capriccio.attention.program import AttentionEdit, AttentionProgram, LayerInfo, Names, Tap
 from capriccio.errors import CapriccioError, nearest
 
 Active = tuple[int, ...]
@@ -47,6 +48,7 @@ class CompiledProgram:
         reaches: One for each edit of the program; ``None`` for a neutral edit.
         places: For each layer, the first layer that sees what it sees.
         forms: For each set of edits that meet at a place, the form to run (``None``: the stock call).
+        masks: Whether the attention kernel takes masks.
     """
 
     program: AttentionProgram
@@ -56,10 +58,25 @@ class CompiledProgram:
     reaches: tuple[Reach | None, ...]
     places: tuple[int, ...]
     forms: dict[tuple[int, Active], Form | None]
+    masks: bool = True
+
+    def defining(self, groups: Mapping[str, Any]) -> CompiledProgram:
+        """Return the program with the tokens of late groups told.
+
+        Raises:
+            CapriccioError: If a group was not announced as late.
+        """
+        layout, steps = self.layout.defining(groups), self.num_steps
+        return compile_program(self.program, layout, layers=self.layers, num_steps=steps, masks=self.masks)
 
     def active(self, layer: int, step: int, role: str | None) -> Active:
         """Return which edits work in the layer at this position, at this step, in rows of this role."""
-        return _active(self.reaches, layer, step, role)
+        return _active(self._awake, layer, step, role)
+
+    @cached_property
+    def _awake(self) -> tuple[Reach | None, ...]:
+        """Where each edit works by now: nowhere while it waits for a late group."""
+        return _awake(self.program, self.reaches, self.layout)
 
     def form(self, layer: int, step: int, role: str | None = None) -> Form | None:
         """Return the form that runs there; ``None`` is the stock call."""
@@ -72,9 +89,11 @@ class CompiledProgram:
 
     @cached_property
     def edited(self) -> tuple[int, ...]:
-        """Positions of the layers that ever run anything but the stock call."""
-        meetings = _meetings(self.reaches, len(self.layers), self.num_steps)
-        return tuple(sorted({k for k, active in meetings if self.forms[self.places[k], active] is not None}))
+        """Positions of the layers that ever run anything but the stock call, or may once late groups are told."""
+        meetings = _meetings(self._awake, len(self.layers), self.num_steps)
+        now = {k for k, active in meetings if self.forms[self.places[k], active] is not None}
+        waiting = [reach for reach in self.reaches if reach is not None and reach not in self._awake]
+        return tuple(sorted(now.union(*(reach.layers for reach in waiting))))
 
     @property
     def empty(self) -> bool:
@@ -131,6 +150,8 @@ class CompiledProgram:
         edit, reach = self.program.edits[index], self.reaches[index]
         if reach is None:
             return f"{edit.action} | neutral, the stock call"
+        if reach not in self._awake:
+            return f"{edit.action} | {edit.scope} | waits for a group that is told later"
         own = [form for (_, active), form in self.forms.items() if index in active]
         texts = {form.text if form else "the stock call" for form in own}
         steps = f"steps [{reach.steps.start}, {reach.steps.stop}) of {self.num_steps}"
@@ -172,12 +193,24 @@ def compile_program(
     places = tuple(next(i for i, other in enumerate(attended) if other is one) for one in attended)
     reaches = tuple(_reach(edit, layers, attended, num_steps) for edit in program)
     finest = _finest(program, reaches, attended)
-    meetings = {(places[k], active) for k, active in _meetings(reaches, len(layers), num_steps)}
+    awake = _awake(program, reaches, layout)
+    meetings = {(places[k], active) for k, active in _meetings(awake, len(layers), num_steps)}
     forms = {
         (place, active): choose_form([program.edits[i] for i in active], attended[place], masks, finest)
         for place, active in meetings
     }
-    return CompiledProgram(program, layout, tuple(layers), num_steps, reaches, places, forms)
+    return CompiledProgram(program, layout, tuple(layers), num_steps, reaches, places, forms, masks)
+
+
+def _awake(program: AttentionProgram, reaches: Sequence[Reach | None], layout: Layout) -> tuple[Reach | None, ...]:
+    return tuple(
+        None if layout.late & {*_names(edit.queries), *_names(edit.keys)} else reach
+        for edit, reach in zip(program, reaches, strict=False)
+    )
+
+
+def _names(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _reach(

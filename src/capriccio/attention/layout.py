@@ -31,6 +31,7 @@ class TokenLayout:
         elsewhere: Names of groups that the model has in other sequences; none of their tokens is here.
         grid: Rows and columns of image tokens, where the sequence is one picture and nothing else.
         level: How often the sides of that grid were halved, from the finest layers of the model.
+        late: Names of groups whose tokens are told later, see `Attachment.define`; until then their edits rest.
     """
 
     length: int
@@ -38,6 +39,7 @@ class TokenLayout:
     elsewhere: frozenset[str] = frozenset()
     grid: tuple[int, int] | None = None
     level: int = 0
+    late: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", {name: _mask(name, m, self.length) for name, m in self.groups.items()})
@@ -56,6 +58,15 @@ class TokenLayout:
         """Return what a layer attends with and to: the same in every layer."""
         return self
 
+    def defining(self, groups: Mapping[str, Any]) -> TokenLayout:
+        """Return the layout with the tokens of late groups told.
+
+        Raises:
+            CapriccioError: If a group was not announced as late.
+        """
+        _check_late(groups, self.late)
+        return replace(self, groups={**self.groups, **groups}, late=self.late - set(groups))
+
     def check(self, names: Names) -> None:
         """Refuse names that are no group.
 
@@ -66,7 +77,7 @@ class TokenLayout:
 
     def holds(self, names: Names) -> bool:
         """Whether any of the groups lives in this sequence; everything does where there is no other."""
-        return not self.elsewhere or any(self._below(name) for name in _several(names))
+        return not self.elsewhere or any(name in self.late or self._below(name) for name in _several(names))
 
     def tokens(self, names: Names) -> Mask:
         """Return the boolean membership (S,) of one group, or of several together.
@@ -93,8 +104,9 @@ class TokenLayout:
 
     def _group(self, name: str) -> Mask:
         below = self._below(name)
-        if not below and not any(full == name or _is_below(full, name) for full in self.elsewhere):
-            known = {*self.groups, *self.elsewhere}
+        others = {*self.elsewhere, *self.late}
+        if not below and not any(full == name or _is_below(full, name) for full in others):
+            known = {*self.groups, *others}
             hint = nearest(name, known) if known else "this layout has no groups"
             raise CapriccioError(f"the attention program names the token group {name!r}, which is unknown; {hint}")
         return np.logical_or.reduce(below) if below else np.zeros(self.length, bool)
@@ -126,8 +138,15 @@ class Layout(Protocol):
     def length(self) -> int:
         """Number of tokens, those of the picture counted at its finest."""
 
+    @property
+    def late(self) -> frozenset[str]:
+        """Names of groups whose tokens are told later."""
+
     def at(self, layer: LayerInfo) -> Attended:
         """Return what a layer attends with and to; the very same object for layers that see the same."""
+
+    def defining(self, groups: Mapping[str, Any]) -> Layout:
+        """Return the layout with the tokens of late groups told."""
 
     def check(self, names: Names) -> None:
         """Refuse names that are no group."""
@@ -142,17 +161,19 @@ class PictureLayout:
         shapes: Name -> booleans (height, width) in pixels.
         size: Height and width of the picture, in pixels.
         cell: Pixels a side of one image token in the finest layers.
+        late: Names of shapes that are told later, see `Attachment.define`; until then their edits rest.
     """
 
     text: TokenLayout
     shapes: Mapping[str, Mask]
     size: tuple[int, int]
     cell: int
+    late: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         own = {name: _shape(name, shape, self.size) for name, shape in self.shapes.items()}
         object.__setattr__(self, "shapes", own)
-        object.__setattr__(self, "text", replace(self.text, elsewhere=frozenset(own)))
+        object.__setattr__(self, "text", replace(self.text, elsewhere=frozenset(own) | self.late))
 
     @property
     def groups(self) -> Mapping[str, Mask]:
@@ -171,7 +192,7 @@ class PictureLayout:
             rows, columns = (-(-side // cell) for side in self.size)
             groups = {name: rasterise(shape, cell) for name, shape in self.shapes.items()}
             elsewhere = frozenset(self.text.groups)
-            self._images[level] = TokenLayout(rows * columns, groups, elsewhere, (rows, columns), level)
+            self._images[level] = TokenLayout(rows * columns, groups, elsewhere, (rows, columns), level, self.late)
         return self._images[level]
 
     def at(self, layer: LayerInfo) -> Attended:
@@ -182,6 +203,20 @@ class PictureLayout:
         if layer.level not in self._crossings:
             self._crossings[layer.level] = Sides(image, self.text)
         return self._crossings[layer.level]
+
+    def shape_of(self, tokens: Mask) -> Mask:
+        """Return the shape (height, width) of some of the finest image tokens (N,), as a tap may have found them."""
+        chosen = np.asarray(tokens, bool).reshape(self.image(0).grid)
+        return chosen.repeat(self.cell, 0).repeat(self.cell, 1)[: self.size[0], : self.size[1]]
+
+    def defining(self, groups: Mapping[str, Any]) -> PictureLayout:
+        """Return the layout with late shapes told.
+
+        Raises:
+            CapriccioError: If a shape was not announced as late.
+        """
+        _check_late(groups, self.late)
+        return replace(self, shapes={**self.shapes, **groups}, late=self.late - set(groups))
 
     def check(self, names: Names) -> None:
         """Refuse names that are no group.
@@ -210,6 +245,13 @@ class PictureLayout:
 
 def _several(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
+
+
+def _check_late(groups: Mapping[str, Any], late: frozenset[str]) -> None:
+    for name in groups:
+        if name not in late:
+            hint = nearest(name, late) if late else "this layout has none"
+            raise CapriccioError(f"the token group {name!r} was told late, but not announced in late=; {hint}")
 
 
 def _is_below(full: str, name: str) -> bool:

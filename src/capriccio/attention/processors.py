@@ -8,7 +8,7 @@ processor it found, which makes it the stock layer to the last bit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,7 @@ class Attachment:
         self._forms: dict[int, Form] = {}
         self._parts: dict[Hashable, tuple[Part, ...]] = {}
         self._slots: dict[int, Slot] = {}
+        self._now: tuple[int, tuple[str, ...] | None] | None = None
         self._found: list[tuple[Any, Any, Any]] = []
         modules = _attentions(model)
         _check(model, modules, compiled)
@@ -167,7 +168,8 @@ class Attachment:
         self._device = device
         self._forms.clear()
         self._parts.clear()
-        self._set(*self._now)
+        if self._now is not None:
+            self._set(*self._now)
 
     def _set(self, step: int, roles: tuple[str, ...] | None) -> None:
         self._now = step, roles
@@ -203,6 +205,21 @@ class Attachment:
         if form is not None and id(form) not in self._forms:
             self._forms[id(form)] = form.to(self._device)
         return form and self._forms[id(form)]
+
+    def define(self, groups: Mapping[str, Any]) -> None:
+        """Tell the tokens of groups that the layout announced as late: from now on their edits work.
+
+        Args:
+            groups: Name -> booleans, (S,) in a joint sequence, (height, width) in a `PictureLayout`.
+
+        Raises:
+            CapriccioError: If a group was not announced.
+        """
+        self.compiled = self.compiled.defining(groups)
+        self._forms.clear()
+        self._parts.clear()
+        if self._now is not None:
+            self._set(*self._now)
 
     @property
     def taps(self) -> dict[str, Tensor]:

@@ -112,7 +112,9 @@ def _numbers(draft: Draft, options: Options) -> Draft:
     draft = replace(draft, control_scale=scale if draft.engine == "controlnet" else 1.0)
     guidance = (30.0, 1.0) if draft.engine == "fill" else (3.5, 3.5)
     side = min(PANEL, draft.backbone.defaults.width)
-    draft = draft.adopt(guidance_scale=guidance[0], true_cfg_scale=guidance[1], num_inference_steps=30)
+    if not draft.backbone.defaults.plain_guidance:  # the paper's numbers are FLUX's
+        draft = draft.adopt(guidance_scale=guidance[0], true_cfg_scale=guidance[1])
+    draft = draft.adopt(num_inference_steps=30)
     return draft.adopt(width=side, height=side)
 
 
