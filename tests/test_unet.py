@@ -24,6 +24,7 @@ from PIL import Image
 
 from capriccio.attention import AttentionProgram, Layers, Scope, Weigh, attach, compile_program
 from capriccio.backbones import schedules
+from capriccio.backbones.base import Inputs
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError
@@ -35,6 +36,7 @@ from capriccio.studio import Studio
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 3}
 KINDS = ("sd15", "sd2", "sdxl")
+NAMES = ("DPM++ 2M Karras", "DPM++ 2M SDE", "Euler", "Euler a", "UniPC", "LCM", "PNDM", "Heun")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -87,9 +89,7 @@ def test_several_seeds_are_diffusers_to_the_last_bit(backbone: UNetBackbone) -> 
     assert all(np.array_equal(one, other) for one, other in zip(ours, stock(backbone.pipe, (3, 8)), strict=True))
 
 
-@pytest.mark.parametrize(
-    "name", ["DPM++ 2M Karras", "DPM++ 2M SDE", "Euler", "Euler a", "UniPC", "LCM", "PNDM", "Heun"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_schedulers_are_diffusers_to_the_last_bit(name: str) -> None:
     pipe = tiny.stable_diffusion()
     backbone, own = UNetBackbone(pipe), pipe.scheduler
@@ -305,6 +305,47 @@ def test_plans_say_it_all(backbone: UNetBackbone) -> None:
     assert "PNDM; 4 evaluations of the denoiser" in said
     assert plan.cost.forwards == 2 * 4
     assert plan.cost.flops == plan_of(backbone, guidance_scale=1, scheduler="PNDM").cost.flops * 2
+
+
+def test_flops_are_those_of_a_forward(backbone: UNetBackbone) -> None:
+    counted: list[int] = []
+
+    def count(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        places = output[0, 0].numel() if isinstance(module, torch.nn.Conv2d) else output[0, ..., 0].numel()
+        counted.append(2 * module.weight.numel() * places)
+
+    layers = [m for m in backbone.base.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    text = backbone.encode_text("a mug", 77)
+    noise = backbone.noise(0, 16, 24)
+    backbone.predict(noise, torch.tensor(5), text, "positive", Inputs((16, 24)))
+    for hook in hooks:
+        hook.remove()
+    assert backbone.flops(None, 77, 16 * 24) == sum(counted)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", [*NAMES, "DDIM", None])
+def test_estimates_invert_what_noise_does(name: str | None, prediction: str) -> None:
+    """From the truth at a step, the clean latents: for every scheduler and every kind of prediction."""
+    own = tiny.stable_diffusion().scheduler
+    scheduler = schedules.make(name, own)
+    scheduler.register_to_config(prediction_type=prediction)
+    scheduler.set_timesteps(6)
+    clean, noise = torch.randn(2, 1, 4, 3, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
+    for index in (0, 3):
+        schedules.begin_at(scheduler, index)
+        signal, level = schedules.levels(scheduler, index, clean)
+        truth = {
+            "epsilon": noise,
+            "sample": clean,
+            "v_prediction": (signal * noise - level * clean) / (signal**2 + level**2).sqrt(),
+        }[prediction]
+        latents = schedules.noised(scheduler, clean, noise, index)
+        found = schedules.estimate(scheduler, truth, latents, index)
+        assert torch.allclose(found, clean, atol=1e-4)
+        assert not torch.allclose(latents, clean, atol=1e-2)
+    assert schedules.levels(scheduler, len(scheduler.timesteps), clean) == (1, 0)
 
 
 def test_guidance_has_one_name_more(plain: UNetBackbone) -> None:

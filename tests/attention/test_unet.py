@@ -23,6 +23,7 @@ from capriccio.attention import (
     AttentionEdit,
     AttentionProgram,
     Bias,
+    Features,
     Hide,
     KeyScale,
     LayerInfo,
@@ -383,6 +384,29 @@ def test_late_groups_of_a_joint_sequence_rest_until_they_are_told() -> None:
     assert compiled.defining({"b": np.arange(6) > 3}).form(0, 0) is not None
     with pytest.raises(CapriccioError, match="did you mean 'bb'"):
         TokenLayout(2, late=frozenset({"bb"})).tokens("b")
+
+
+def test_states_are_remembered_as_the_layer_is_given_them(model: UNet2DConditionModel) -> None:
+    program = AttentionProgram((Features("left", "image:left", Scope(Layers("self"), rows="positive")),))
+    given: dict[str, Tensor] = {}
+    for layer in layers_of(model):
+        if layer.kind == "self":
+            module = model.get_submodule(layer.name)
+            module.register_forward_pre_hook(lambda m, args, name=layer.name: given.update({name: args[0]}))
+    stock = forward(model, 2)
+    with attach(model, compiled_for(model, program)) as attachment:
+        for step in range(2):
+            attachment.set(step=step, roles=("negative", "positive"))
+            assert torch.allclose(forward(model, 2), stock, atol=1e-5)
+        found = attachment.features["left"]
+        assert set(found) == set(given)
+        for layer in layers_of(model):
+            if layer.kind == "self":
+                left = torch.from_numpy(LAYOUT.image(layer.level).tokens("image:left"))
+                assert torch.allclose(found[layer.name], given[layer.name][1:, left], atol=1e-5)
+        attachment.clear_taps()
+        assert attachment.features == {"left": {}}
+    assert "states remembered" in compiled_for(model, program).lines()[0]
 
 
 def test_taps_carry_gradients(model: UNet2DConditionModel) -> None:

@@ -27,6 +27,7 @@ from capriccio.attention.layout import Attended, TokenLayout
 from capriccio.attention.program import (
     AttentionEdit,
     Bias,
+    Features,
     Hide,
     KeyScale,
     See,
@@ -90,10 +91,10 @@ def group_queries(edits: Sequence[AttentionEdit], layout: Attended) -> list[Grou
     Works on signatures (which edits name a query), so that nothing of size N x M is ever made.
 
     Args:
-        edits: All of them active; taps are not looked at.
+        edits: All of them active; taps and features are not looked at.
         layout: Of the N queries and the M keys.
     """
-    edits, asking = [edit for edit in edits if not isinstance(edit, Tap)], layout.queries
+    edits, asking = [edit for edit in edits if not isinstance(edit, Tap | Features)], layout.queries
     named = np.stack([asking.tokens(edit.queries) for edit in edits], axis=1) if edits else np.ones((asking.length, 1))
     signatures, members = np.unique(named, axis=0, return_inverse=True)
     members = members.reshape(-1)
@@ -147,11 +148,14 @@ def choose_form(
     size = layout.queries.length, layout.keys.length
     calls = tuple(_call(groups, size, masks) for groups in clusters)
     taps = [edit for edit in edits if isinstance(edit, Tap)]
-    if len(calls) == 1 and not taps and _is_stock(calls[0]):
+    named = [(edit.name, layout.queries.tokens(edit.queries)) for edit in edits if isinstance(edit, Features)]
+    features = tuple((name, _index(np.flatnonzero(tokens), size[0])) for name, tokens in named)
+    if len(calls) == 1 and not taps and not features and _is_stock(calls[0]):
         return None
     fine = {tap.name: finest.get(tap.name, layout.queries) for tap in taps}
     readings = tuple(_reading(tap, clusters, calls, layout, fine[tap.name]) for tap in taps)
-    return Form(size[0], calls, readings, _describe(clusters, calls, readings, size))
+    text = _describe(clusters, calls, readings, size) + ", states remembered" * bool(features)
+    return Form(size[0], calls, readings, features, text)
 
 
 def _clusters(groups: list[Group], masks: bool) -> list[list[Group]]:

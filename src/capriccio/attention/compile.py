@@ -16,7 +16,7 @@ import numpy as np
 from capriccio.attention.choose import Size, choose_form, look_pairs, pairs_of
 from capriccio.attention.forms import Form
 from capriccio.attention.layout import Attended, Layout, TokenLayout
-from capriccio.attention.program import AttentionEdit, AttentionProgram, LayerInfo, Names, Tap
+from capriccio.attention.program import AttentionEdit, AttentionProgram, Features, LayerInfo, Names, Tap
 from capriccio.errors import CapriccioError, nearest
 
 Active = tuple[int, ...]
@@ -115,6 +115,11 @@ class CompiledProgram:
     def taps(self) -> tuple[str, ...]:
         """Names of the taps."""
         return tuple(edit.name for edit in self.program if isinstance(edit, Tap))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the states that are remembered."""
+        return tuple(edit.name for edit in self.program if isinstance(edit, Features))
 
     def flops(
         self, num_heads: int | Sequence[int], head_dim: int | Sequence[int], step: int = 0, role: str | None = None

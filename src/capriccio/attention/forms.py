@@ -165,12 +165,14 @@ class Form:
         length: Number of queries N.
         calls: At least one.
         readings: Of the taps.
+        features: Names of states to remember, and of which queries.
         text: The form in words, with the reason where it is not an unmasked fused one.
     """
 
     length: int
     calls: tuple[Call, ...]
     readings: tuple[Reading, ...] = ()
+    features: tuple[tuple[str, Index | None], ...] = ()
     text: str = ""
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
@@ -185,7 +187,9 @@ class Form:
     def to(self, device: torch.device) -> Form:
         """Return the same form with its tensors on ``device``."""
         calls = tuple(call.to(device) for call in self.calls)
-        return replace(self, calls=calls, readings=tuple(reading.to(device) for reading in self.readings))
+        readings = tuple(reading.to(device) for reading in self.readings)
+        features = tuple((name, _moved(queries, device)) for name, queries in self.features)
+        return replace(self, calls=calls, readings=readings, features=features)
 
 
 def scaled(value: Tensor, weights: Tensor) -> Tensor:

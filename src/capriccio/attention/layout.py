@@ -77,7 +77,8 @@ class TokenLayout:
 
     def holds(self, names: Names) -> bool:
         """Whether any of the groups lives in this sequence; everything does where there is no other."""
-        return not self.elsewhere or any(name in self.late or self._below(name) for name in _several(names))
+        several = _several(names)
+        return not (self.elsewhere and several) or any(name in self.late or self._below(name) for name in several)
 
     def tokens(self, names: Names) -> Mask:
         """Return the boolean membership (S,) of one group, or of several together.

@@ -226,10 +226,21 @@ class Attachment:
         """Readings so far by name: (rows, queries) or (rows, queries, columns), rows as they first came."""
         return {name: recorder.mean() for name, recorder in self._recorders.items() if recorder.totals}
 
+    @property
+    def features(self) -> dict[str, dict[str, Tensor]]:
+        """States remembered so far, by name and layer: (rows, tokens, channels), rows as they first came."""
+        slots = {self.compiled.layers[position].name: slot for position, slot in self._slots.items()}
+        return {
+            name: {layer: slot.features[name].mean() for layer, slot in slots.items() if name in slot.features}
+            for name in self.compiled.features
+        }
+
     def clear_taps(self) -> None:
-        """Forget the readings so far."""
+        """Forget the readings and the states so far."""
         for recorder in self._recorders.values():
             recorder.clear()
+        for slot in self._slots.values():
+            slot.features.clear()
 
     def detach(self) -> None:
         """Put back the very processor objects that were found; a second time does nothing."""
@@ -277,11 +288,12 @@ def _check(model: nn.Module, modules: dict[str, Any], compiled: CompiledProgram)
             f"this {type(model).__name__}; compile it with layers=layers_of(model)."
         )
     model = getattr(model, "_orig_mod", model)
-    if compiled.taps and getattr(model, "is_cache_enabled", False):
+    reads = compiled.taps or compiled.features
+    if reads and getattr(model, "is_cache_enabled", False):
         raise CapriccioError(
             "taps received a model with a step cache, which skips the layers they read; call disable_cache() first."
         )
-    if compiled.taps and getattr(model, "gradient_checkpointing", False):
+    if reads and getattr(model, "gradient_checkpointing", False):
         raise CapriccioError(
             "taps received a model with gradient checkpointing, which runs the layers they read twice; call "
             "disable_gradient_checkpointing() first."

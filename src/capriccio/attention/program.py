@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, inf, isfinite
+from typing import ClassVar
 
 from capriccio.errors import CapriccioError
 
@@ -296,7 +297,32 @@ class Tap:
         return f"tap {self.name!r} {_words(self.queries)} -> {_words(self.columns)}"
 
 
-AttentionEdit = See | Hide | Bias | KeyScale | Weigh | Tap
+@dataclass(frozen=True)
+class Features:
+    """Remember the states of tokens as a layer is given them, before its projections: what a bank of another run reads.
+
+    Each layer of the scope is remembered by itself; steps are averaged. Rows of the same role are told apart by their
+    order. What is remembered keeps its gradient.
+
+    Attributes:
+        name: Key of the states in the ``features`` of an attachment.
+        queries: Whose states; on U-Nets image tokens, at the resolution of each layer.
+    """
+
+    name: str
+    queries: Names
+    scope: Scope = Scope()
+
+    neutral = False
+    keys: ClassVar[Names] = ()
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"remember {self.name!r} of {_words(self.queries)}"
+
+
+AttentionEdit = See | Hide | Bias | KeyScale | Weigh | Tap | Features
 
 
 @dataclass(frozen=True)
@@ -307,7 +333,7 @@ class AttentionProgram:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(self.edits))
-        taps = [edit.name for edit in self.edits if isinstance(edit, Tap)]
+        taps = [edit.name for edit in self.edits if isinstance(edit, Tap | Features)]
         if twice := {name for name in taps if taps.count(name) > 1}:
             raise CapriccioError(
                 f"the attention program has several taps named {sorted(twice)[0]!r}, but a reading needs a name of "

@@ -39,6 +39,7 @@ class Slot:
         size: Numbers of queries and keys that the forms were compiled for.
         num_rows: Batch rows expected, or ``None`` for any number.
         recorders: Of the taps, by name.
+        features: States remembered in this layer, by name.
         device: Where the parts are.
         move: Brings the parts to another device.
     """
@@ -51,6 +52,7 @@ class Slot:
         self.size = size
         self.num_rows: int | None = None
         self.recorders = recorders
+        self.features: dict[str, Recorder] = {}
         self.device = device
         self.move = move
 
@@ -66,6 +68,14 @@ class Slot:
                 f"the forward has {num_rows} batch rows, but attachment.set received {self.num_rows} roles; give one "
                 "role for each row."
             )
+
+    def remember(self, states: Tensor) -> None:
+        """Record the states (B, N, C) that the coming attention is projected from, where a form asks for them."""
+        for part in self.parts:
+            for name, queries in () if part.form is None else part.form.features:
+                own = take(take(states, part.rows, dim=0), queries)
+                names = range(len(own)) if part.names is None else part.names
+                self.features.setdefault(name, Recorder()).add(names, own)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
         """Return the edited attention (B, N, H, D) and record the taps."""

@@ -34,7 +34,9 @@ class UNetProcessor(StandIn):
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **extra)
         refuse_mask(attention_mask)
         text, pictures = encoder_hidden_states if has_ip else (encoder_hidden_states, ())
-        query, key, value = _project(attn, _tokens(attn, hidden_states, temb), text)
+        states = _tokens(attn, hidden_states, temb)
+        self.slot.remember(states)
+        query, key, value = _project(attn, states, text)
         out = self.slot.attend(query, key, value, _core).flatten(2, 3).to(query.dtype)
         if has_ip:
             out = self._with_pictures(out, query, pictures, ip_adapter_masks)

@@ -387,8 +387,8 @@ def _flops(unet: nn.Module, name: str, part: nn.Module, text: int, image: int) -
     if not isinstance(part, nn.Linear | nn.Conv2d):
         return 0
     weights = int(np.prod(part.weight.shape))
-    if "time_emb" in name or name.startswith(("time_", "add_")):
-        return 2 * weights
+    if "time_emb" in name or "_ip." in name or name.startswith(("time_", "add_", "encoder_hid_proj")):
+        return 2 * weights  # once, or for the few tokens of an IP-Adapter
     if ".attn2.to_k" in name or ".attn2.to_v" in name:
         return 2 * weights * text
     # A sampler works on the grid behind it: down halves, up doubles.
