@@ -209,8 +209,7 @@ class UNetBackbone(Wrapped):
         """Pixels (B, 3, H, W) in [-1, 1] as scaled latents: the mean of the posterior, so that no chance enters."""
         with self._precise_vae() as vae:
             latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
-        # Contiguous, as diffusers' copies are: a convolution's last bits depend on how memory is laid out.
-        return (vae.config.scaling_factor * latents.to(self.dtype)).to(self.device).contiguous()
+        return (vae.config.scaling_factor * latents.to(self.dtype)).to(self.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, rows: int, columns: int) -> list[Image.Image]:
@@ -280,6 +279,9 @@ class UNetBackbone(Wrapped):
         unet = self.denoiser(inputs.engine)
         if inputs.engine == "fill" and inputs.known is not None and inputs.known.condition is not None:
             latents = torch.cat([latents, inputs.known.condition], dim=1)
+        elif inputs.engine == "hold":
+            # As in diffusers' inpainting alone: a convolution's last bits depend on how memory is laid out.
+            latents = latents.contiguous()
         return unet(
             latents,
             time,
