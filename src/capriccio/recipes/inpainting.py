@@ -19,18 +19,10 @@ from transformers import T5EncoderModel
 
 from capriccio import assets
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
-from capriccio.recipes.flux import (
-    LATENTS,
-    FluxTask,
-    Painter,
-    is_muons,
-    map_loss,
-    pack,
-    pipeline,
-    save_halved,
-)
-from capriccio.recipes.gallery import WINGS, Pictures, Wing, encode
+from capriccio.recipes.flux import FluxTask, Painter, is_muons, pack, pipeline
+from capriccio.recipes.gallery import Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
+from capriccio.recipes.painting import LATENTS, map_loss, save_halved
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
@@ -80,8 +72,9 @@ class FillTask(FluxTask):
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=8e-4)
 
-    def choose_wing(self, rng: np.random.Generator) -> Wing:
-        return WINGS[self.budget][int(rng.choice(len(SHARES), p=list(SHARES.values())))]
+    @property
+    def shares(self) -> dict[str, float]:
+        return SHARES
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         masks = [random_mask(rng, wing.rows, wing.columns) for _ in rows]

@@ -22,7 +22,7 @@ from typing import Any
 from capriccio import assets
 from capriccio.errors import CapriccioError, nearest
 
-ORDER = ("vae", "vae-decoder", "reader", "clip", "flux", "fill", "controlnet-inpaint")
+ORDER = ("vae", "vae-decoder", "reader", "clip", "flux", "fill", "controlnet-inpaint", "sd", "sd-inpaint")
 TASKS = {
     "vae": "vae.VAETask",
     "vae-decoder": "vae.DecoderTask",
@@ -31,6 +31,8 @@ TASKS = {
     "flux": "flux.FluxTask",
     "fill": "inpainting.FillTask",
     "controlnet-inpaint": "inpainting.ControlNetTask",
+    "sd": "sd.SDTask",
+    "sd-inpaint": "sd.SDInpaintTask",
 }
 LANDS_IN = {"vae-decoder": "vae"}
 """Where weights land that are not a model of their own."""
