@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxFillPipeline, FluxPipeline
+from diffusers import (
+    AutoencoderKL,
+    FluxFillPipeline,
+    FluxPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from diffusers.models.attention_processor import Attention
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from capriccio.errors import CapriccioError
 from capriccio.formats.alimama import load_inpainting_controlnet
-from capriccio.recipes import flux, gallery, inpainting, miniature, vae
+from capriccio.recipes import flux, gallery, inpainting, miniature, painting, sd, vae
+from capriccio.scene import Edit, Scene
+from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.tokenizers import clip_tokenizer
 
@@ -66,18 +77,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "SHARD", 4)
-    for module in (gallery, flux, inpainting):
-        monkeypatch.setattr(module, "WINGS", WINGS)
-        monkeypatch.setattr(module, "SHARES", {"scenes": 0.5, "pairs": 0.5}, raising=False)
-    monkeypatch.setattr(flux, "BATCH", {"scenes": 2, "pairs": 2})
+    monkeypatch.setattr(gallery, "WINGS", WINGS)
+    for module in (flux, inpainting, sd):
+        monkeypatch.setattr(module, "SHARES", {"scenes": 0.5, "pairs": 0.5})
+    for module in (flux, sd):
+        monkeypatch.setattr(module, "BATCH", {"scenes": 2, "pairs": 2})
 
 
-def prepared(task: flux.FluxTask) -> flux.FluxTask:
+def prepared(task: Any) -> Any:
     task.__dict__.update(vae=small_vae(), clip=small_clip())
     return task
 
 
-def one_step(task: flux.FluxTask) -> tuple[torch.nn.Module, Tensor]:
+def one_step(task: Any) -> tuple[torch.nn.Module, Tensor]:
     model = task.models()
     loss, readings = task.loss(model, task.batch(np.random.default_rng(3)), torch.Generator().manual_seed(0))
     loss.backward()
@@ -121,6 +133,66 @@ def test_controlnet_learns_alone_and_saves(tmp_path: Path, base: Path) -> None:
     assert load_inpainting_controlnet(tmp_path / "out").controlnet_x_embedder.in_features == 36
 
 
+@pytest.fixture(scope="module")
+def sd_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained Stable Diffusion pipeline folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sd")
+    sd.pipeline(sd.new_unet(sd.Size((32, 64), 1)), small_vae(), small_clip()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("small")
+def test_sd_learns_and_saves(tmp_path: Path, sd_base: Path) -> None:
+    task = prepared(sd.SDTask(tmp_path, start=sd_base))
+    model, loss = one_step(task)
+    assert torch.isfinite(loss)
+    learning = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert {"unet.conv_out.weight", "head.1.weight"} <= learning
+    assert all(value.grad is None for value in task.clip.parameters())
+    task.save(model, tmp_path / "out")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out")  # plain diffusers, without us
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("a mug", height=32, width=64, num_inference_steps=1, output_type="np").images
+    assert picture.shape == (1, 32, 64, 3)
+    assert np.isfinite(picture).all()
+
+
+@pytest.mark.usefixtures("small")
+def test_sd_inpainting_starts_as_its_base_and_saves(tmp_path: Path, sd_base: Path) -> None:
+    task = prepared(sd.SDInpaintTask(tmp_path, start=sd_base))
+    model, _ = one_step(task)
+    assert model.unet.conv_in.weight.shape[1] == 8 + 1 + 8
+    assert not model.unet.conv_in.weight[:, 8:].any()
+    task.save(model, tmp_path / "out")
+    assert StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out").unet.config.in_channels == 17
+    # Plain diffusers knows inpainting with 4 latents only; here it paints.
+    studio = Studio.open(sd_base, inpainting=tmp_path / "out", device="cpu")
+    picture, mask = Image.new("RGB", (32, 32), "red"), Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    scene = Scene("a mug", Edit(picture, mask=mask), width=32, height=32, num_inference_steps=1)
+    painting = studio.paint(scene)
+    assert painting.plan.engine == "fill"
+    assert np.array_equal(np.asarray(painting.images[0])[:, 16:], np.asarray(picture)[:, 16:])
+
+
+def test_the_miniature_sd_has_heads_of_32_and_few_weights() -> None:
+    with torch.device("meta"):
+        unet = sd.new_unet(sd.SIZES["cpu"])
+    assert {m.inner_dim // m.heads for m in unet.modules() if isinstance(m, Attention)} == {32}
+    assert 4e6 < sum(value.numel() for value in unet.parameters()) < 8e6
+
+
+def test_the_shift_of_the_vae_moves_into_its_convolutions() -> None:
+    shifted, pixels = small_vae(), torch.rand(1, 3, 32, 32) * 2 - 1
+    plain = sd.plain_vae(shifted)
+    latents = gallery.encode(shifted, pixels)
+    moved = plain.encode(pixels).latent_dist.mean * plain.config.scaling_factor
+    assert torch.allclose(moved, latents, atol=1e-5)
+    theirs = shifted.decode(latents / shifted.config.scaling_factor + shifted.config.shift_factor).sample
+    assert torch.allclose(plain.decode(latents / plain.config.scaling_factor).sample, theirs, atol=1e-4)
+
+
 def test_gallery_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "SHARD", 2)
     monkeypatch.setattr(gallery, "WINGS", WINGS)
@@ -142,7 +214,7 @@ def test_packing_is_diffusers_packing() -> None:
 
 def test_cells_follow_their_tokens() -> None:
     labels = torch.arange(8 * 8).view(1, 8, 8)
-    assert flux.gather_cells(labels)[0, 1, :5].tolist() == [4, 5, 6, 7, 12]
+    assert painting.gather_cells(labels, 16)[0, 1, :5].tolist() == [4, 5, 6, 7, 12]
 
 
 def test_vae_task_standardises(tmp_path: Path) -> None:
@@ -155,6 +227,21 @@ def test_vae_task_standardises(tmp_path: Path) -> None:
     latents = gallery.encode(model.vae, pictures)
     assert abs(float(latents.mean())) < 1e-4
     assert abs(float(latents.std()) - 1) < 1e-3
+
+
+def test_the_decoder_goes_on_and_latents_stay() -> None:
+    task = vae.DecoderTask()
+    model, twin = task.models(), task.models()
+    task.__dict__["pool"] = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    (optimiser, rest) = task.optimisers(model)
+    loss, _ = task.loss(model, task.batch(np.random.default_rng(0)), torch.Generator())
+    loss.backward()
+    optimiser.step()
+    rest.step()
+    changed = {
+        name.split(".")[1] for name, value in model.state_dict().items() if (value != twin.state_dict()[name]).any()
+    }
+    assert changed == {"decoder"}
 
 
 def test_orders_are_checked() -> None:

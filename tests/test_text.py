@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capriccio import text
 from capriccio.errors import CapriccioError
@@ -43,3 +45,19 @@ def test_tokens_of_a_phrase_are_its_letters() -> None:
 
 def test_tokens_beyond_the_end_are_not_there() -> None:
     assert not text.tokens_of(tiny.t5_tokenizer(), "a very long red mug", "mug", 8).any()
+
+
+def test_weights_are_taken_out_of_a_prompt() -> None:
+    plain, (mug, snow) = text.unweighted("a (red mug)1.3 in (the) deep (snow)0.5, f(x)")
+    assert plain == "a red mug in (the) deep snow, f(x)"
+    assert (mug.phrase, mug.weight, plain[slice(*mug.span)]) == ("red mug", 1.3, "red mug")
+    assert (snow.weight, plain[slice(*snow.span)]) == (0.5, "snow")
+    assert text.unweighted("nothing (here)") == ("nothing (here)", ())
+
+
+@given(st.lists(st.tuples(st.text("ab ", min_size=1), st.none() | st.floats(0, 9).map(lambda x: round(x, 2)))))
+def test_spans_of_weighted_words_hold_their_words(parts: list[tuple[str, float | None]]) -> None:
+    prompt = ";".join(words if weight is None else f"({words}){weight}" for words, weight in parts)
+    plain, found = text.unweighted(prompt)
+    assert plain == ";".join(words for words, _ in parts)
+    assert [(plain[slice(*one.span)], one.weight) for one in found] == [(w, x) for w, x in parts if x is not None]

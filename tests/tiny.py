@@ -1,4 +1,4 @@
-"""Tiny FLUX checkpoints in the published layouts, with random weights: for tests, never for eyes."""
+"""Tiny checkpoints in the published layouts, with random weights: for tests, never for eyes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
@@ -28,6 +43,22 @@ def clip_tokenizer() -> CLIPTokenizer:
     letters = list(bytes_to_unicode().values())
     pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77)
+
+
+def clip_config(tokenizer: CLIPTokenizer, layers: int = 2) -> CLIPTextConfig:
+    """Width 32."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=32,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def t5_tokenizer() -> T5TokenizerFast:
@@ -57,18 +88,6 @@ def components(guidance: bool = True, fill: bool = False, seed: int = 0) -> dict
     """Return everything a FluxPipeline or a FluxFillPipeline consists of."""
     torch.manual_seed(seed)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(clip),
-        hidden_size=32,
-        intermediate_size=37,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=77,
-        projection_dim=32,
-        bos_token_id=clip.bos_token_id,
-        eos_token_id=clip.eos_token_id,
-        pad_token_id=clip.pad_token_id,
-    )
     words = T5Config(
         vocab_size=len(t5),
         d_model=32,
@@ -86,7 +105,7 @@ def components(guidance: bool = True, fill: bool = False, seed: int = 0) -> dict
             use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0
         ),
         "vae": vae(),
-        "text_encoder": CLIPTextModel(text).eval(),
+        "text_encoder": CLIPTextModel(clip_config(clip)).eval(),
         "tokenizer": clip,
         "text_encoder_2": T5EncoderModel(words).eval(),
         "tokenizer_2": t5,
@@ -94,18 +113,16 @@ def components(guidance: bool = True, fill: bool = False, seed: int = 0) -> dict
     }
 
 
-def vae() -> AutoencoderKL:
+def vae(**settings: Any) -> AutoencoderKL:
     """Factor 2, four latent channels."""
+    layout = {"shift_factor": 0.0609, "scaling_factor": 1.5035, "use_quant_conv": False, "use_post_quant_conv": False}
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         latent_channels=LATENTS,
         norm_num_groups=4,
-        shift_factor=0.0609,
-        scaling_factor=1.5035,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        **layout | settings,
     ).eval()
 
 
@@ -161,3 +178,85 @@ def save_lora(folder: Path, pipe: FluxPipeline | None = None) -> Path:
     pipe.transformer.add_adapter(config)
     FluxPipeline.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
     return folder / "pytorch_lora_weights.safetensors"
+
+
+# --- U-Nets ---
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def unet(kind: str = "sd15", in_channels: int = LATENTS, **settings: Any) -> UNet2DConditionModel:
+    """Two resolutions, attention at both (SDXL: at the coarser), in the layout of SD 1.5, SD 2 or SDXL."""
+    downs, ups = ("CrossAttnDownBlock2D",) * 2, ("CrossAttnUpBlock2D",) * 2
+    own: dict[str, Any] = {
+        "sd15": {"attention_head_dim": 2},
+        "sd2": {"attention_head_dim": (1, 2), "use_linear_projection": True},
+        "sdxl": {
+            "attention_head_dim": (1, 2),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "transformer_layers_per_block": (1, 2),
+            "projection_class_embeddings_input_dim": 6 * 8 + 32,
+        },
+    }[kind]
+    if kind == "sdxl":
+        downs, ups = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    return UNet2DConditionModel(
+        in_channels=in_channels,
+        out_channels=LATENTS,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=64 if kind == "sdxl" else 32,
+        sample_size=16,
+        down_block_types=downs,
+        up_block_types=ups,
+        **own | settings,
+    ).eval()
+
+
+def stable_diffusion(kind: str = "sd15", inpaint: bool = False, seed: int = 0) -> Any:
+    """A pipeline in the layout of SD 1.5, SD 2 (v prediction) or SDXL, or of their inpainting models."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    prediction = "v_prediction" if kind == "sd2" else "epsilon"
+    parts: dict[str, Any] = {
+        "vae": vae(shift_factor=None, scaling_factor=0.18215, use_quant_conv=True, use_post_quant_conv=True),
+        "unet": unet(kind, 2 * LATENTS + 1 if inpaint else LATENTS),
+        "tokenizer": tokenizer,
+        "text_encoder": CLIPTextModel(clip_config(tokenizer, 3)).eval(),
+    }
+    if kind == "sdxl":
+        parts |= {
+            "scheduler": EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
+            "tokenizer_2": clip_tokenizer(),
+            "text_encoder_2": CLIPTextModelWithProjection(clip_config(tokenizer, 3)).eval(),
+        }
+        family = StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLPipeline
+        pipe = family(**parts, add_watermarker=False)
+    else:
+        scheduler = DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction)
+        family = StableDiffusionInpaintPipeline if inpaint else StableDiffusionPipeline
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = family(**parts, **none, scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ip_adapter(unet: UNet2DConditionModel, seed: int = 3) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights of an IP-Adapter for a tiny U-Net, as its files hold them; picture embeddings of width 32."""
+    generator = torch.Generator().manual_seed(seed)
+    text = unet.config.cross_attention_dim
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+
+    project = {"proj.weight": noise(4 * text, 32), "proj.bias": noise(4 * text)}
+    project |= {"norm.weight": torch.ones(text), "norm.bias": torch.zeros(text)}
+    layers = {}
+    for number, name in enumerate(unet.attn_processors):
+        if "attn2" in name:
+            width = unet.get_submodule(name.removesuffix(".processor")).inner_dim
+            layers |= {f"{number}.to_{x}_ip.weight": noise(width, text) for x in "kv"}
+    return {"image_proj": project, "ip_adapter": layers}

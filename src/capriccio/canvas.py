@@ -87,15 +87,30 @@ class Canvas:
 
     def tokens(self, mask: Mask) -> Mask:
         """Return which tokens (rows * columns,) a mask covers: more than half, or the best covered one if none is."""
-        rows, columns = self.grid
-        shares = mask.reshape(rows, self.token, columns, self.token).mean(axis=(1, 3)).reshape(-1)
-        chosen = shares > 0.5
-        return chosen if chosen.any() or not mask.any() else shares == shares.max()
+        return rasterise(mask, self.token)
 
     def __str__(self) -> str:
         rows, columns = self.grid
         panels = "".join(f"; {name} {box}" for name, box in self.panels)
         return f"{self.width} x {self.height} px, {columns} x {rows} = {self.num_tokens} tokens{panels}"
+
+
+def rasterise(mask: Mask, cell: int) -> Mask:
+    """Return which square cells a mask covers, row by row: more than half, or the best covered one if none is.
+
+    Args:
+        mask: (height, width) in pixels.
+        cell: Pixels a side; cells at the right and lower border may be cut off, and count what is left of them.
+    """
+    padding = [(0, -side % cell) for side in mask.shape]
+    inside, there = (np.pad(pixels, padding) for pixels in (mask, np.ones_like(mask)))
+    rows, columns = (side // cell for side in inside.shape)
+    covered, area = (
+        pixels.reshape(rows, cell, columns, cell).sum(axis=(1, 3)).reshape(-1) for pixels in (inside, there)
+    )
+    shares = covered / area
+    chosen = shares > 0.5
+    return chosen if chosen.any() or not mask.any() else shares == shares.max()
 
 
 def side_by_side(names: tuple[str, ...], width: int, height: int, token: int) -> Canvas:
@@ -177,15 +192,18 @@ def latent_cells(mask: Tensor, factor: int) -> Tensor:
     return max_pool2d(mask, factor)
 
 
-def hold(latents: Tensor, known: Tensor, noise: Tensor, keep: Tensor, sigma: Tensor) -> Tensor:
-    """Hold the known region on the path from its noise to its picture: ``x = keep ((1 - s) z + s e) + (1 - keep) x``.
+def hold(
+    latents: Tensor, known: Tensor, noise: Tensor, keep: Tensor, sigma: Tensor, signal: Tensor | None = None
+) -> Tensor:
+    """Hold the known region on the path from its noise to its picture: ``x = keep (a z + s e) + (1 - keep) x``.
 
     Args:
         latents: Being painted, at noise level ``sigma``.
         known: Clean latents z of the same shape.
         noise: The noise e that the run started from, the same in every step.
         keep: 1 where known, 0 where painted.
-        sigma: Noise level s of the flow, 0 to 1.
+        sigma: Noise level s; that of a flow is 0 to 1.
+        signal: The factor a of the picture; that of a flow, 1 - s, by default.
     """
-    path = (1 - sigma) * known + sigma * noise
+    path = (1 - sigma if signal is None else signal) * known + sigma * noise
     return torch.where(keep > 0.5, path.to(latents.dtype), latents)

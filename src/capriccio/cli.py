@@ -138,19 +138,28 @@ def _weighted(text: str) -> tuple[str, float]:
 
 
 def _conditions(
-    subjects: Sequence[str], styles: Sequence[Path], edit: Path | None, mask: Path | None, loras: Sequence[str]
+    subjects: Sequence[str],
+    styles: Sequence[Path],
+    edit: Path | None,
+    mask: Path | None,
+    strength: float | None,
+    loras: Sequence[str],
 ) -> list[Condition]:
     """Return the conditions of the options; a mask belongs to the edit, or else to the one subject."""
     from capriccio.scene import Edit, Style
 
-    if edit is not None and mask is None:
-        raise CapriccioError("--edit came without --mask; give a picture that is white where to paint.")
+    if edit is not None and mask is None and strength is None:
+        raise CapriccioError(
+            "--edit came without --mask; give a picture that is white where to paint, or --strength for all of it."
+        )
+    if edit is None and strength is not None:
+        raise CapriccioError("--strength came without --edit; give the picture to start from.")
     if mask is not None and edit is None and len(subjects) != 1:
         raise CapriccioError(
             f"--mask came with {len(subjects)} subjects and no --edit; give it one picture to belong to."
         )
     named = [Style(path) if len(styles) == 1 else Style(path, name=path.stem) for path in styles]
-    edits = [Edit(edit, mask)] if edit is not None else []
+    edits = [Edit(edit, mask, strength=1.0 if strength is None else strength)] if edit is not None else []
     return [*_subjects(subjects, mask if edit is None else None), *named, *edits, *_loras(loras)]
 
 
@@ -277,10 +286,11 @@ def paint(
         list[str] | None, typer.Option(metavar="FILE:NAME", help="A picture of a subject, and its name.")
     ] = None,
     style: Annotated[list[Path] | None, typer.Option(help="A picture whose style to take.")] = None,
-    edit: Annotated[Path | None, typer.Option(help="An existing picture to change, with --mask.")] = None,
+    edit: Annotated[Path | None, typer.Option(help="An existing picture to change, with --mask or --strength.")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="White where to paint; without --edit, where the subject is.")
     ] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the --edit is changed, up to 1.")] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A low-rank adapter.")] = None,
     by: Annotated[str | None, typer.Option(help="Method for the conditions; see `capriccio methods`.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method.")] = None,
@@ -291,12 +301,17 @@ def paint(
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="A seed for each picture.")] = None,
     num_images: Annotated[int | None, typer.Option(help="How many pictures.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Embedded guidance of a distilled model.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Guidance, as diffusers calls it: embedded (FLUX) or classifier-free.")
+    ] = None,
     true_cfg_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Class name of a diffusers scheduler.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help='A diffusers scheduler: its class, or a name such as "DPM++ 2M Karras".')
+    ] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="Last layers of CLIP to leave out.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save; a free name by default.")] = None,
     recipe: Annotated[bool, typer.Option(help="Let the picture carry its recipe.")] = True,
     as_json: Json = False,
@@ -313,9 +328,10 @@ def paint(
         "width": width,
         "height": height,
         "scheduler": scheduler,
+        "clip_skip": clip_skip,
     }
     place = _place(out)
-    conditions = _conditions(subject or (), style or (), edit, mask, lora or ())
+    conditions = _conditions(subject or (), style or (), edit, mask, strength, lora or ())
     wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
     studio = _studio(_model(model, scene), inpainting, memory)
     changed = _changed_weights(scene, studio)
@@ -413,9 +429,10 @@ def miniature(
     if minutes is not None and minutes <= 0:
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
     names = ORDER if name == "all" else (name,)
-    for order in [Order(each, out, budget.value, minutes, seed, start) for each in names]:
+    orders = [Order(each, out, budget.value, minutes, seed, start) for each in names]
+    for order in orders:
         train(order)
-    folders = [str(assets.path(f"miniature/{each}")) for each in names]
+    folders = list(dict.fromkeys(str(assets.path(order.folder)) for order in orders))
     _report({"folders": folders}, "\n".join(folders), as_json)
 
 

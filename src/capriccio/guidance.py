@@ -56,6 +56,10 @@ class Chain:
         """The roles that must be predicted: those whose coefficient is not 0, the last of the chain first."""
         return tuple(role for role, factor in reversed(self.coefficients.items()) if factor != 0)
 
+    def forwards(self, together: bool) -> tuple[tuple[str, ...], ...]:
+        """Return which roles share a forward: none, or all of them, the first of the chain first."""
+        return (tuple(reversed(self.roles)),) if together else tuple((role,) for role in self.roles)
+
     def combine(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """Return the guided prediction; a single role's prediction is returned as it is.
 

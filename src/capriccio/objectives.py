@@ -24,6 +24,18 @@ def flow_matching_pair(clean: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Ten
     return (1 - weight) * clean + weight * noise, noise - clean
 
 
+def diffused(clean: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """Noisy sample of diffusion, sqrt(a) x_0 + sqrt(1 - a) n (Ho et al. 2020, arXiv 2006.11239, Eq. 4).
+
+    Args:
+        clean: Latents x_0, any shape (B, ...), scaled.
+        noise: Standard normal, same shape.
+        alpha: (B,), the share of the picture's variance that is left at each one's time, in [0, 1].
+    """
+    share = alpha.view(-1, *[1] * (clean.dim() - 1))
+    return share.sqrt() * clean + (1 - share).sqrt() * noise
+
+
 def logit_normal(count: int, mean: float, generator: torch.Generator) -> Tensor:
     """Noise levels (count,), the sigmoid of a normal of that mean (Esser et al. 2024, arXiv 2403.03206, Eq. 19)."""
     return torch.sigmoid(torch.randn(count, generator=generator) + mean)

@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 from PIL import Image
 
-from capriccio.attention import AttentionProgram, CompiledProgram, TokenLayout, compile_program
+from capriccio import text
+from capriccio.attention import AttentionProgram, CompiledProgram, Layout, Scope, Weigh, compile_program
 from capriccio.backbones.base import Backbone
 from capriccio.canvas import Canvas, Mask
 from capriccio.errors import CapriccioError, nearest
@@ -25,8 +26,9 @@ from capriccio.scene import Condition, Lora, Scene
 
 T = TypeVar("T")
 
-CANVAS, PAINT, KNOWN = "canvas", "paint", "known"
-"""Outputs of preparations that the run itself reads: the whole canvas, its mask (paint where true), the known part."""
+CANVAS, PAINT, KNOWN, START = "canvas", "paint", "known", "start"
+"""Outputs of preparations that the run itself reads: the whole canvas, its mask (paint where true), the known part, and
+the latents that a run of less than full strength starts from."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Draft:
         canvas: What is painted at once; the picture itself if ``None``.
         engine: How the known part of the canvas is kept, if there is one.
         control_scale: Strength of an inpainting ControlNet.
+        strength: How far the canvas is changed: 1 paints it from noise, less starts from the canvas, noised.
         groups: Named groups of image tokens, by the region of the canvas that they cover.
         program: Edits of attention.
         preparations: In order.
@@ -94,6 +97,7 @@ class Draft:
     canvas: Canvas | None = None
     engine: str | None = None
     control_scale: float = 1.0
+    strength: float = 1.0
     groups: Mapping[str, Mask] = field(default_factory=dict)
     program: AttentionProgram = field(default_factory=AttentionProgram)
     preparations: tuple[Preparation, ...] = ()
@@ -130,7 +134,8 @@ class Draft:
         if engine not in at_hand:
             raise CapriccioError(
                 f"engine {engine!r} is not at hand on {self.backbone.name!r}, which has {', '.join(at_hand)}; open it "
-                "with inpainting= a folder of the inpainting ControlNet or of FLUX Fill."
+                "with inpainting= a folder of an inpainting model (a ControlNet in the alimama layout, FLUX Fill, a "
+                "Stable Diffusion or SDXL inpainting model)."
             )
         return replace(self, engine=engine)
 
@@ -194,7 +199,10 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will happen; print it, or take `as_dict`."""
+    """What will happen; print it, or take `as_dict`.
+
+    Of the steps of the schedule, the run takes ``num_steps`` from the one at index ``start`` on.
+    """
 
     scene: Scene
     backbone: str
@@ -205,7 +213,11 @@ class Plan:
     canvas: Canvas
     engine: str | None
     control_scale: float
+    strength: float
+    start: int
+    num_steps: int
     guidance_scale: float | None
+    together: bool
     branches: tuple[Branch, ...]
     guidance: Chain
     compiled: CompiledProgram
@@ -217,8 +229,8 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
-    def layout(self) -> TokenLayout:
-        """The joint sequence and its named groups."""
+    def layout(self) -> Layout:
+        """The named groups and where their tokens are."""
         return self.compiled.layout
 
     @property
@@ -227,7 +239,8 @@ class Plan:
         groups = tuple((name, mask.tobytes()) for name, mask in self.layout.groups.items() if name.startswith("image"))
         named = self.compiled.program.edits if any(_names_words(edit) for edit in self.compiled.program) else ()
         texts = tuple((name, mask.tobytes()) for name, mask in self.layout.groups.items()) if named else ()
-        own = (self.canvas.grid, self.engine, self.control_scale, self.guidance_scale, self.guidance, self.loras)
+        numbers = (self.control_scale, self.strength, self.guidance_scale)
+        own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.loras)
         steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
         return (*own, *steps, self.compiled.program, groups, texts)
 
@@ -236,12 +249,12 @@ class Plan:
         return {
             "method": [_method_words(self.method, self.options)],
             "prepare": [f"{p.name} ({p.kind}): {p.says}" for p in self.preparations],
-            "canvas": [str(self.canvas), _engine_words(self.engine, self.control_scale)],
+            "canvas": [str(self.canvas), _engine_words(self.engine, self.control_scale, self.strength)],
             "tokens": [str(self.layout)],
             "attention": self.compiled.lines() or ["no edits: the stock calls"],
             "branches": [f"{branch.role}: {branch.prompt!r}" for branch in self.branches],
             "guidance": [self._guidance_words()],
-            "steps": [f"{self.settings.num_inference_steps}, {self.scene.scheduler or 'the scheduler of the model'}"],
+            "steps": [self._step_words()],
             "weights": [_lora_words(lora) for lora in self.loras] or ["no LoRA"],
             "finish": ["decode", *(finish.says for finish in self.finish)],
             "pictures": [f"{self._seed_words()}, {self.rows} together"],
@@ -273,7 +286,15 @@ class Plan:
 
     def _guidance_words(self) -> str:
         embedded = "" if self.guidance_scale is None else f"; embedded guidance {self.guidance_scale:g} in each"
-        return f"{self.guidance}{embedded}"
+        shared = "; the branches share a forward" if self.together and len(self.branches) > 1 else ""
+        return f"{self.guidance}{embedded}{shared}"
+
+    def _step_words(self) -> str:
+        said = f"{self.settings.num_inference_steps}, {self.scene.scheduler or 'the scheduler of the model'}"
+        if self.start:
+            said += f"; the first {self.start} are left out, for strength is {self.strength:g}"
+        own = self.num_steps + self.start
+        return said + ("" if own == self.settings.num_inference_steps else f"; {own} evaluations of the denoiser")
 
     def _seed_words(self) -> str:
         seeds = self.scene.all_seeds()
@@ -359,6 +380,9 @@ def _settings(scene: Scene, backbone: Backbone) -> Settings:
     names = [f.name for f in fields(Settings)]
     asked = {name: getattr(scene, name) for name in names}
     own = {name: getattr(backbone.defaults, name) for name in names}
+    if backbone.defaults.plain_guidance and asked["true_cfg_scale"] is None:
+        # Diffusers' pipelines of such a family call it guidance_scale, and take any number up to 1 for none.
+        asked["true_cfg_scale"] = None if scene.guidance_scale is None else max(scene.guidance_scale, 1.0)
     return Settings(**{name: own[name] if asked[name] is None else asked[name] for name in names})
 
 
@@ -367,16 +391,15 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
     _check_settings(draft)
     guidance, negative, notes = _guidance(draft)
     prompts = {"positive": draft.prompt, "negative": negative}
-    branches = tuple(Branch(role, prompts[role]) for role in guidance.roles)
-    draft = _with_room(draft, branches).say(*notes, *_lora_notes(draft.scene))
-    draft = _encoding(draft, branches)
-    layout = _layout(draft)
-    compiled = compile_program(
-        draft.program,
-        layout,
-        layers=draft.backbone.layers(draft.engine),
-        num_steps=draft.settings.num_inference_steps,
-    )
+    weighted = {role: text.unweighted(prompts[role]) for role in guidance.roles}
+    branches = tuple(Branch(role, weighted[role][0]) for role in guidance.roles)
+    draft = replace(draft, prompt=text.unweighted(draft.prompt)[0])
+    draft = _with_room(draft, branches).say(*notes, *_lora_notes(draft.scene), *draft.backbone.remarks)
+    words = {role: parts for role, (_, parts) in weighted.items() if parts}
+    draft = _encoding(_with_weights(draft, words), branches)
+    start, num_steps = _steps(draft)
+    layout = _layout(draft, branches, words)
+    compiled = compile_program(draft.program, layout, layers=draft.backbone.layers(draft.engine), num_steps=num_steps)
     rows = min(len(draft.scene.all_seeds()), draft.backbone.defaults.rows)
     embeds = draft.backbone.embeds_guidance(draft.engine)
     return Plan(
@@ -389,7 +412,11 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         canvas=_canvas(draft),
         engine=draft.engine,
         control_scale=draft.control_scale,
+        strength=draft.strength,
+        start=start,
+        num_steps=num_steps,
         guidance_scale=draft.settings.guidance_scale if embeds else None,
+        together=draft.backbone.together,
         branches=branches,
         guidance=guidance,
         compiled=compiled,
@@ -400,6 +427,19 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         cost=_cost(draft, compiled, branches, rows),
         notes=draft.notes,
     )
+
+
+def _steps(draft: Draft) -> tuple[int, int]:
+    """Return the index of the first evaluation of the denoiser, and how many there are."""
+    backbone, steps = draft.backbone, draft.settings.num_inference_steps
+    scheduler = backbone.schedule(draft.scene.scheduler, steps, _canvas(draft).num_tokens)
+    start = backbone.skipped(steps, draft.strength) * scheduler.order if draft.strength < 1 else 0
+    left = len(scheduler.timesteps) - start
+    if left < 1:
+        raise CapriccioError(
+            f"strength={draft.strength:g} of {steps} steps leaves none of them; give more strength or more steps."
+        )
+    return start, left
 
 
 def _canvas(draft: Draft) -> Canvas:
@@ -421,7 +461,14 @@ def _from_nothing(draft: Draft) -> Draft:
 
 def _check_settings(draft: Draft) -> None:
     scene, backbone, settings = draft.scene, draft.backbone, draft.settings
-    if scene.guidance_scale is not None and not backbone.embeds_guidance(draft.engine):
+    plain = backbone.defaults.plain_guidance
+    both = {scale for scale in (scene.guidance_scale, scene.true_cfg_scale) if scale is not None}
+    if plain and len(both) > 1:
+        raise CapriccioError(
+            f"guidance_scale and true_cfg_scale are one and the same on {backbone.name!r}, but two numbers were given "
+            f"({', '.join(f'{scale:g}' for scale in sorted(both))}); keep one."
+        )
+    if scene.guidance_scale is not None and not plain and not backbone.embeds_guidance(draft.engine):
         raise CapriccioError(
             f"guidance_scale={scene.guidance_scale:g} was given, but {backbone.name!r} has no embedded guidance; "
             f"use true_cfg_scale, here {backbone.defaults.true_cfg_scale:g} by default."
@@ -435,6 +482,15 @@ def _check_settings(draft: Draft) -> None:
             f"max_sequence_length={settings.max_sequence_length} was given, but {backbone.name!r} reads at most "
             f"{longest} text tokens; give that or fewer."
         )
+    shortest = backbone.defaults.shortest_text
+    if settings.max_sequence_length < shortest:
+        raise CapriccioError(
+            f"max_sequence_length={settings.max_sequence_length} was given, but {backbone.name!r} always reads "
+            f"{shortest} text tokens; leave it out."
+        )
+    if scene.clip_skip is not None and scene.clip_skip > backbone.clip_layers:
+        has = f"has {backbone.clip_layers} to leave out" if backbone.clip_layers else "has no use for that"
+        raise CapriccioError(f"clip_skip={scene.clip_skip} was given, but {backbone.name!r} {has}; give less or none.")
     if draft.canvas is None:
         _canvas(draft)
 
@@ -455,8 +511,15 @@ def _encoding(draft: Draft, branches: Sequence[Branch]) -> Draft:
     """Add the encoding of the prompts and of the known part of the canvas."""
     length, backbone, engine = draft.settings.max_sequence_length, draft.backbone, draft.engine
     for branch in branches:
-        run = _bound(backbone.encode_text, branch.prompt, length)
-        draft = draft.add(Preparation(f"text:{branch.role}", f"{length} text tokens", "encode the prompt", run))
+        # As in diffusers, layers are left out for the prompt alone.
+        skip = draft.scene.clip_skip if branch.role == "positive" else None
+        nothing = branch.role == "negative" and draft.scene.negative_prompt is None
+        run = _bound(backbone.encode_text, None if nothing else branch.prompt, length, skip)
+        said = "encode the prompt" if skip is None else f"encode the prompt, the last {skip} CLIP layers left out"
+        draft = draft.add(Preparation(f"text:{branch.role}", f"{length} text tokens", said, run))
+    if draft.strength < 1:
+        begin = Preparation(START, "latents", "encode the picture to start from", backbone.clean, (CANVAS,))
+        draft = draft.add(begin)
     if engine is None:
         return draft
     known = Preparation(
@@ -492,18 +555,33 @@ def _with_room(draft: Draft, branches: Sequence[Branch]) -> Draft:
     )
 
 
-def _layout(draft: Draft) -> TokenLayout:
-    """Name the tokens of the joint sequence, text first: all text, the words of each condition, image regions."""
-    length, canvas = draft.settings.max_sequence_length, _canvas(draft)
-    total = length + canvas.num_tokens
-    groups: dict[str, Mask] = {"text": np.arange(total) < length}
+def _with_weights(draft: Draft, words: Mapping[str, Sequence[text.Weighted]]) -> Draft:
+    """Add an edit for each part of a prompt that carries a weight: what the picture sees of it counts that much."""
+    edits = [
+        Weigh("image", _weighted_name(role, number, part), part.weight, Scope(rows=(role,)))
+        for role, parts in words.items()
+        for number, part in enumerate(parts, 1)
+    ]
+    return replace(draft, program=draft.program + AttentionProgram(tuple(edits)))
+
+
+def _weighted_name(role: str, number: int, part: text.Weighted) -> str:
+    return f"text:{role}/{number} ({part.phrase})"
+
+
+def _layout(draft: Draft, branches: Sequence[Branch], words: Mapping[str, Sequence[text.Weighted]]) -> Layout:
+    """Name the tokens: all text, the words of each condition, words that carry a weight, and image regions."""
+    length, canvas, backbone = draft.settings.max_sequence_length, _canvas(draft), draft.backbone
+    groups: dict[str, Mask] = {"text": np.ones(length, bool)}
     for name in dict.fromkeys(name for name, _, _ in draft.scene.mentions):
-        said = draft.backbone.word_tokens(draft.prompt, name, length)
-        groups |= {f"text:{name}": np.concatenate([said, np.zeros(canvas.num_tokens, bool)])} if said.any() else {}
+        said = backbone.word_tokens(draft.prompt, name, length)
+        groups |= {f"text:{name}": said} if said.any() else {}
+    prompts = {branch.role: branch.prompt for branch in branches}
+    for role, parts in words.items():
+        for number, part in enumerate(parts, 1):
+            groups[_weighted_name(role, number, part)] = backbone.span_tokens(prompts[role], part.span, length)
     regions = draft.groups or {"image": np.ones((canvas.height, canvas.width), bool)}
-    for name, region in regions.items():
-        groups[name] = np.concatenate([np.zeros(length, bool), canvas.tokens(region)])
-    return TokenLayout(total, groups)
+    return backbone.layout(groups, length, canvas, regions)
 
 
 def _loras(scene: Scene) -> tuple[Lora, ...]:
@@ -518,15 +596,17 @@ def _lora_notes(scene: Scene) -> list[str]:
 
 def _cost(draft: Draft, compiled: CompiledProgram, branches: Sequence[Branch], rows: int) -> Cost:
     backbone, engine, canvas = draft.backbone, draft.engine, _canvas(draft)
-    text, steps = draft.settings.max_sequence_length, draft.settings.num_inference_steps
+    length, steps = draft.settings.max_sequence_length, compiled.num_steps
     heads, width = backbone.heads(engine)
-    linear = steps * len(branches) * backbone.flops(engine, text, canvas.num_tokens)
+    linear = steps * len(branches) * backbone.flops(engine, length, canvas.num_tokens)
     attention = sum(
         sum(compiled.flops(heads, width, step, branch.role)) for step in range(steps) for branch in branches
     )
     # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
-    working = 12 * 4 * rows * compiled.layout.length * heads * width
-    return Cost(text, canvas.num_tokens, steps * len(branches), linear + attention, backbone.memory, working)
+    states = int(np.max(np.multiply(heads, width)))
+    together = len(branches) if backbone.together else 1
+    working = 12 * 4 * rows * together * compiled.layout.length * states
+    return Cost(length, canvas.num_tokens, steps * len(branches), linear + attention, backbone.memory, working)
 
 
 def _names_words(edit: Any) -> bool:
@@ -541,13 +621,14 @@ def _method_words(method: Method | None, options: Any) -> str:
     return f"{method.name}: {method.title}" + (f", {method.paper}" if method.paper else "") + f" ({settings})"
 
 
-def _engine_words(engine: str | None, control_scale: float) -> str:
+def _engine_words(engine: str | None, control_scale: float, strength: float) -> str:
+    start = "" if strength == 1 else f"; painting starts from the picture, noised, at strength {strength:g}"
     return {
-        None: "nothing is known; all of it is painted",
+        None: "all of it is painted" if start else "nothing is known; all of it is painted",
         "controlnet": f"engine controlnet: the inpainting ControlNet at {control_scale:g} shows the known part",
-        "fill": "engine fill: FLUX Fill reads the known part as input channels",
+        "fill": "engine fill: the model reads the known part as input channels",
         "hold": "engine hold: known latents are held on their path from the noise of the run, without training",
-    }[engine]
+    }[engine] + start
 
 
 def _lora_words(lora: Lora) -> str:

@@ -8,7 +8,7 @@ prediction without the loop (training, distillation) takes the predictor alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from capriccio.attention import Attachment, attach
+from capriccio.backbones import schedules
 from capriccio.backbones.base import Backbone, Inputs, Known, Text
 from capriccio.canvas import hold
 from capriccio.errors import Cancelled
 from capriccio.guidance import Chain
-from capriccio.plan import KNOWN, Plan, prepare
+from capriccio.plan import KNOWN, START, Plan, prepare
 
 
 @dataclass(frozen=True)
@@ -65,50 +66,72 @@ class Predictor:
     def __init__(
         self, backbone: Backbone, guidance: Chain, texts: Mapping[str, Text], inputs: Inputs, attachment: Attachment
     ) -> None:
-        self.backbone, self.guidance, self.texts = backbone, guidance, texts
-        self.inputs, self.attachment = inputs, attachment
+        self.backbone, self.guidance, self.attachment = backbone, guidance, attachment
+        self.forwards = {
+            roles: (Text.stack([texts[role] for role in roles]), _for_each(inputs, len(roles)))
+            for roles in guidance.forwards(backbone.together)
+        }
 
     def __call__(self, latents: Tensor, time: Tensor, step: int) -> Tensor:
-        """Return the guided velocity (B, N, C) at one timestep (0 to 1000), which is the given step of the run."""
-        predictions = {}
-        for role in self.guidance.roles:
-            self.attachment.set(step=step, roles=(role,) * latents.shape[0])
-            predictions[role] = self.backbone.predict(latents, time, self.texts[role], role, self.inputs)
+        """Return the guided prediction, shaped as the latents, at one timestep, which is the given step of the run."""
+        predictions: dict[str, Tensor] = {}
+        for roles, (text, inputs) in self.forwards.items():
+            self.attachment.set(step=step, roles=[role for role in roles for _ in range(len(latents))])
+            rows = torch.cat([latents] * len(roles)) if len(roles) > 1 else latents
+            found = self.backbone.predict(rows, time, text, roles[0], inputs)
+            predictions |= zip(roles, found.chunk(len(roles)), strict=True)
         return self.guidance.combine(predictions)
+
+
+def _for_each(inputs: Inputs, branches: int) -> Inputs:
+    """Return inputs of as many rows for each of several branches."""
+    if inputs.known is None or branches == 1:
+        return inputs
+    return replace(inputs, known=Known.stack([inputs.known] * branches))
 
 
 @torch.no_grad()
 def denoise(
     predictor: Callable[[Tensor, Tensor, int], Tensor],
     scheduler: Any,
-    latents: Tensor,
+    noise: Tensor,
     known: Known | None = None,
     told: Callable[[int, Tensor], None] = lambda step, estimate: None,
+    *,
+    clean: Tensor | None = None,
+    start: int = 0,
+    generators: list[torch.Generator] | None = None,
 ) -> Tensor:
     """The denoising loop: from noise to clean latents.
 
     Args:
-        predictor: Returns the velocity at (x_t, t, index of the step).
+        predictor: Returns the prediction at (x_t, t, index of the step, from 0).
         scheduler: With its timesteps set.
-        latents: Noise (B, N, C).
+        noise: Of variance 1, shaped as the latents.
         known: Latents to hold on their path, if any.
         told: Called after each step with the number of steps done and the present estimate of the clean latents.
+        clean: Latents of a picture to start from, noised; from noise alone if ``None``.
+        start: Index of the first timestep.
+        generators: Of schedulers that draw noise between steps, one for each row.
     """
-    noise = latents
-    for step, time in enumerate(scheduler.timesteps):
-        velocity = predictor(latents, time, step)
-        estimate = latents - scheduler.sigmas[step].to(latents) * velocity
-        latents = scheduler.step(velocity, time, latents, return_dict=False)[0]
+    if start:
+        schedules.begin_at(scheduler, start)
+    latents = schedules.first(scheduler, noise) if clean is None else schedules.noised(scheduler, clean, noise, start)
+    for index, time in enumerate(scheduler.timesteps[start:], start):
+        prediction = predictor(schedules.seen(scheduler, latents, time), time, index - start)
+        estimate = schedules.estimate(scheduler, prediction, latents, index)
+        latents = schedules.step(scheduler, prediction, time, latents, generators)
         if known is not None and known.latents is not None and known.keep is not None:
-            latents = hold(latents, known.latents, noise, known.keep, scheduler.sigmas[step + 1].to(latents))
-        told(step + 1, estimate)
+            signal, sigma = schedules.levels(scheduler, index + 1, latents)
+            latents = hold(latents, known.latents, noise, known.keep, sigma, signal)
+        told(index - start + 1, estimate)
     return latents
 
 
 def count_steps(plans: Sequence[Plan], backbone: Backbone) -> int:
     """Return how many steps `paint` takes for these plans, over all its batches."""
     pictures = sum(len(plan.scene.all_seeds()) for plan in plans)
-    return ceil(pictures / backbone.defaults.rows) * plans[0].settings.num_inference_steps
+    return ceil(pictures / backbone.defaults.rows) * plans[0].num_steps
 
 
 def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None = None) -> list[list[Painted]]:
@@ -153,10 +176,12 @@ def _run(
     known = None if plan.engine is None else Known.stack([output[KNOWN] for output in own])
     texts = {role: Text.stack([output[f"text:{role}"] for output in own]) for role in plan.guidance.roles}
     inputs = Inputs(plan.canvas.grid, plan.engine, known, plan.guidance_scale, plan.control_scale)
-    noise = torch.cat([backbone.noise(seed, *plan.canvas.grid) for _, seed in batch])
+    generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
+    noise = torch.cat([backbone.noise(generator, *plan.canvas.grid) for generator in generators])
+    clean = torch.cat([output[START] for output in own]) if plan.strength < 1 else None
     scheduler = backbone.schedule(plan.scene.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
     predictor = Predictor(backbone, plan.guidance, texts, inputs, attachment)
-    return denoise(predictor, scheduler, noise, known, told)
+    return denoise(predictor, scheduler, noise, known, told, clean=clean, start=plan.start, generators=generators)
 
 
 def _finished(plan: Plan, outputs: Mapping[str, Any], canvas: Image.Image) -> Painted:
@@ -170,7 +195,7 @@ def _report(
     callback: Callback | None, backbone: Backbone, plans: Sequence[Plan], batch: int
 ) -> Callable[[int, Tensor], None]:
     """Tell the callback about the steps of one batch among several."""
-    grid, before = plans[0].canvas.grid, batch * plans[0].settings.num_inference_steps
+    grid, before = plans[0].canvas.grid, batch * plans[0].num_steps
     total = count_steps(plans, backbone)
 
     def told(step: int, estimate: Tensor) -> None:

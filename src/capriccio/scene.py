@@ -192,22 +192,33 @@ class Style(Condition):
 
 
 class Edit(Condition):
-    """An existing picture, a part of which is painted anew: alone, from the prompt; with a subject, into it.
+    """An existing picture that is painted anew, in part or as a whole: alone, from the prompt; with a subject, into it.
 
     Attributes:
         image: The picture.
-        mask: Where to paint, white on black, of the same size.
+        mask: Where to paint, white on black, of the same size; everywhere if ``None``.
+        strength: How much is changed: 1 paints from noise, less starts from the picture, noised (image to image).
         fit: How a picture of another shape fills the size that is painted.
     """
 
     noun = "an edit"
     kind: Literal["edit"] = "edit"
     image: OnePicture
-    mask: OnePicture
+    mask: OnePicture | None = None
+    strength: float = Field(1.0, gt=0, le=1)
     fit: Fit = "pad"
 
     def __init__(self, /, image: Any = ..., mask: Any = ..., **settings: Any) -> None:
         super().__init__(image=image, mask=mask, **settings)
+
+    @model_validator(mode="after")
+    def _something_of_it_stays(self) -> Self:
+        if self.mask is None and self.strength == 1:
+            raise CapriccioError(
+                "An edit came with no mask and strength 1, which leaves nothing of the picture; give a mask where to "
+                "paint, or a strength below 1 (0.6 is usual)."
+            )
+        return self
 
 
 class Lora(Condition):
@@ -243,7 +254,7 @@ class Scene(Model):
     """What a person asks for.
 
     Attributes:
-        prompt: What to paint; ``{name}`` stands for the condition of that name.
+        prompt: What to paint; ``{name}`` stands for the condition of that name, and ``(words)1.3`` weighs words.
         conditions: What to heed beside the prompt.
         negative_prompt: What to stay away from, with ``true_cfg_scale`` above 1.
         width: Pixels; the backbone's own size when ``None``.
@@ -252,10 +263,13 @@ class Scene(Model):
         seeds: One seed for each picture, instead of ``seed`` and ``num_images``.
         num_images: How many pictures to paint.
         num_inference_steps: Denoising steps.
-        guidance_scale: Guidance that a distilled model was taught to read, as in diffusers.
-        true_cfg_scale: Classifier-free guidance with two predictions a step, as in diffusers.
-        scheduler: Class name of a diffusers scheduler, instead of the backbone's.
+        guidance_scale: As in diffusers: guidance that a distilled model was taught to read (FLUX), or classifier-free
+            guidance (Stable Diffusion).
+        true_cfg_scale: Classifier-free guidance with two predictions a step, whatever diffusers calls it.
+        scheduler: Class name of a diffusers scheduler, or what most programs call it (``"DPM++ 2M Karras"``), instead
+            of the backbone's.
         max_sequence_length: Text tokens.
+        clip_skip: How many of the last layers of a CLIP text encoder to leave out, as in diffusers.
         schema_version: Version of this declaration.
     """
 
@@ -273,6 +287,7 @@ class Scene(Model):
     true_cfg_scale: Annotated[float, Field(ge=0)] | None = None
     scheduler: str | None = None
     max_sequence_length: Count | None = None
+    clip_skip: Count | None = None
     schema_version: Literal[1] = SCENE_VERSION
 
     def __init__(self, /, prompt: Any = ..., conditions: Any = (), **settings: Any) -> None:

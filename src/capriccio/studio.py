@@ -22,8 +22,8 @@ from PIL import Image
 
 import capriccio
 from capriccio import pictures
-from capriccio.backbones.flux import FluxBackbone
-from capriccio.backbones.loading import Memory, open_backbone, out_of_memory
+from capriccio.backbones.base import Backbone
+from capriccio.backbones.loading import Memory, open_backbone, out_of_memory, wrap
 from capriccio.methods import METHODS
 from capriccio.plan import Plan, make_plan
 from capriccio.sampling import Callback, Painted, Progress, count_steps, paint
@@ -84,11 +84,12 @@ class Studio:
     """A loaded backbone that plans and paints scenes.
 
     Args:
-        pipe: A diffusers pipeline of the FLUX family, used as it is and given back unchanged; or a backbone.
+        pipe: A diffusers pipeline of the FLUX, Stable Diffusion or SDXL family, used as it is and given back
+            unchanged; or a backbone.
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.backbone = pipe if isinstance(pipe, FluxBackbone) else FluxBackbone(pipe)
+        self.backbone: Backbone = wrap(pipe)
 
     @classmethod
     def open(
@@ -100,6 +101,9 @@ class Studio:
         memory: Memory = "full",
         inpainting: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | None = None,
+        textual_inversions: Sequence[str | os.PathLike[str]] = (),
+        ip_adapter: str | os.PathLike[str] | None = None,
+        tiling: bool = False,
     ) -> Studio:
         """Load a model and open a studio with it.
 
@@ -108,13 +112,22 @@ class Studio:
             device: Where to paint; an accelerator if there is one.
             dtype: Of the weights; bfloat16 on an accelerator, float32 on a CPU.
             memory: ``"full"``, ``"offload"``, ``"sequential"``, ``"8bit"`` or ``"4bit"``.
-            inpainting: A folder or repository of the inpainting ControlNet (alimama layout) or of FLUX Fill.
+            inpainting: A folder or repository of a model to paint into a canvas with as well: an inpainting ControlNet
+                (alimama layout), FLUX Fill, an inpainting model of Stable Diffusion or SDXL.
             config: For a single file: a pipeline folder or repository with everything that the file lacks.
+            textual_inversions: Files of learned words, for Stable Diffusion and SDXL.
+            ip_adapter: A file of an IP-Adapter, for Stable Diffusion and SDXL.
+            tiling: Let the VAE work on tiles, for pictures that would not fit in memory.
 
         Raises:
             CapriccioError: If something is not found, does not fit together, or does not fit in memory.
         """
-        return cls(open_backbone(name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config))
+        parts: dict[str, Any] = {"textual_inversions": textual_inversions, "ip_adapter": ip_adapter, "tiling": tiling}
+        return cls(
+            open_backbone(
+                name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config, **parts
+            )
+        )
 
     def plan(self, scene: Scene) -> Plan:
         """Say what painting a scene will do and cost, without a forward pass of the denoiser.

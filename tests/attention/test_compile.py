@@ -13,6 +13,7 @@ from capriccio.attention import (
     AttentionProgram,
     Bias,
     Hide,
+    KeyScale,
     LayerInfo,
     Layers,
     Scope,
@@ -25,7 +26,7 @@ from capriccio.attention import (
     compile_program,
     literal,
 )
-from capriccio.attention.compile import group_queries
+from capriccio.attention.choose import group_queries
 from capriccio.errors import CapriccioError
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -81,6 +82,7 @@ edit = (
     st.builds(See, names, names)
     | st.builds(Hide, names, names)
     | st.builds(Bias, names, names, weights)
+    | st.builds(KeyScale, names, names, weights | st.sampled_from([0.0, -1.0]))
     | st.builds(Weigh, names, names, weights | st.sampled_from([0.0, -1.0]))
 )
 tap = st.builds(Tap, st.just("t"), names, names, st.just(Scope()), st.booleans())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxIPAdapterAttnProcessor
 from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounter
 from capriccio.attention import (
     AttentionProgram,
     Bias,
+    Features,
     Hide,
     Layers,
     Scope,
@@ -86,7 +87,7 @@ def compiled_for(model, program=DIPTYCH, num_steps: int = 4, **kwargs):
 def literal_forward(model, edits, monkeypatch, batch: int = 1, layers=lambda number: True) -> torch.Tensor:
     """Run the stock model with the literal formula as the attention kernel of the chosen layers."""
     home = "diffusers.models.transformers.transformer_flux.dispatch_attention_fn"
-    stock, count = processors_module.dispatch_attention_fn, itertools.count()
+    stock, count = dispatch_attention_fn, itertools.count()
 
     def kernel(query, key, value, **kwargs):
         chosen = edits if layers(next(count)) else ()
@@ -305,6 +306,17 @@ def test_taps_average_heads_layers_and_steps_and_keep_roles_apart(model):
             with torch.no_grad():
                 model(**one)
         assert torch.allclose(attachment.taps["right sees left"], together, atol=1e-6)
+
+
+def test_states_are_remembered_in_the_order_of_the_joint_sequence(model):
+    attn, given = model.transformer_blocks[0].attn, {}
+    attn.register_forward_pre_hook(lambda module, args, named: given.update(named), with_kwargs=True)
+    program = AttentionProgram((Features("some", ("text", "image:right"), Scope(Layers("double", stop=1))),))
+    with attach(model, compiled_for(model, program)) as attachment:
+        forward(model, 2)
+        (found,) = attachment.features["some"].values()
+    states = torch.cat([given["encoder_hidden_states"], given["hidden_states"]], dim=1)
+    assert torch.equal(found, states[:, torch.from_numpy(LAYOUT.tokens(("text", "image:right")))])
 
 
 def test_taps_work_without_set_and_carry_gradients(model):

@@ -1,7 +1,8 @@
 """What runs inside an attention layer: the exact fused forms, and the literal formula they are tested against.
 
-All tensors are laid out (rows B, tokens S, heads H, head width D), as diffusers' dispatcher takes them.
-Nothing here knows a model family or an edit by name: a form is a handful of fused calls over subsets of tokens.
+All tensors are laid out (rows B, tokens, heads H, head width D), as diffusers' dispatcher takes them: N queries, and M
+keys and values, which are the same S tokens where a sequence attends to itself. Nothing here knows a model family, and
+only the literal formula knows an edit by name: a form is a handful of fused calls over subsets of tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from capriccio.attention.program import AttentionEdit, Bias, Hide, See, Tap, TokenLayout, Weigh
+from capriccio.attention.layout import Attended
+from capriccio.attention.program import AttentionEdit, Bias, Hide, KeyScale, See, Tap, Weigh
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""A fused attention call: query, key, value (B, S, H, D) and an optional mask that broadcasts to (B, H, S, S)."""
+"""A fused attention call: query (B, N, H, D), key and value (B, M, H, D), an optional mask that broadcasts to
+(B, H, N, M)."""
 
 Index = slice | Tensor
 """Positions along one axis: a slice where they are contiguous (no copy), a tensor of integers elsewhere."""
@@ -53,6 +56,7 @@ class Look:
         keys: Positions of the m keys; ``None`` is every token.
         mask: Added to the logits (float) or allowed (bool), of shape (1, 1, 1 or n, m).
         ratio: Renormalised weights (m,) for kernels that take no mask: a quotient of two unmasked calls.
+        scales: Factors (m,) of the logits, carried by the rows of K; ``None`` is 1 everywhere.
         nothing: The queries see no key at all and give 0.
     """
 
@@ -60,14 +64,15 @@ class Look:
     keys: Index | None
     mask: Tensor | None = None
     ratio: Tensor | None = None
+    scales: Tensor | None = None
     nothing: bool = False
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
-        """Return the attention output (B, n, H, D) of the joint sequence's queries and keys.
+        """Return the attention output (B, n, H, D).
 
         Args:
-            query: Of all tokens, (B, S, H, D).
-            key: Of all tokens, (B, S, H, D).
+            query: Of all queries, (B, N, H, D).
+            key: Of all keys, (B, M, H, D).
             value: Of this look's keys, (B, m, H, D).
             core: The fused call.
         """
@@ -75,6 +80,8 @@ class Look:
         if self.nothing:
             return torch.zeros_like(query)
         key = take(key, self.keys)
+        if self.scales is not None:
+            key = scaled(key, self.scales)
         if self.ratio is not None:
             mass = self.ratio.to(value.dtype)[None, :, None, None].expand_as(value)
             return core(query, key, scaled(value, self.ratio), None) / core(query, key, mass, None)
@@ -86,7 +93,8 @@ class Look:
     def to(self, device: torch.device) -> Look:
         """Return the same look with its tensors on ``device``."""
         queries, keys = _moved(self.queries, device), _moved(self.keys, device)
-        return Look(queries, keys, _moved(self.mask, device), _moved(self.ratio, device), self.nothing)
+        mask, ratio, scales = (_moved(x, device) for x in (self.mask, self.ratio, self.scales))
+        return Look(queries, keys, mask, ratio, scales, self.nothing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,24 +123,29 @@ class Reading:
     Attributes:
         name: Of the tap.
         shape: Of one reading: (queries,) or (queries, columns).
-        parts: For each look, where its queries stand among the tap's, and the indicator (m, columns).
+        parts: For each look, where its queries stand among those read here, and the indicator (m, columns).
+        count: Queries read here.
+        spread: For each of the tap's queries, which of those read here tells it; ``None`` where they are the same.
     """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[tuple[Look, Index | None, Tensor], ...]
+    count: int
+    spread: Tensor | None = None
 
     def read(self, query: Tensor, key: Tensor, core: Core) -> Tensor:
         """Return the attention weights (B, *shape), mean over the heads."""
         columns = self.shape[1] if len(self.shape) > 1 else 1
-        out = query.new_zeros(query.shape[0], self.shape[0], columns)
+        out = query.new_zeros(query.shape[0], self.count, columns)
         for look, places, indicator in self.parts:
             put(out, places, _read(look, indicator, query, key, core))
-        return out.reshape(query.shape[0], *self.shape)
+        return take(out, self.spread).reshape(query.shape[0], *self.shape)
 
     def to(self, device: torch.device) -> Reading:
         """Return the same reading with its tensors on ``device``."""
-        return replace(self, parts=tuple((a.to(device), _moved(b, device), c.to(device)) for a, b, c in self.parts))
+        parts = tuple((a.to(device), _moved(b, device), c.to(device)) for a, b, c in self.parts)
+        return replace(self, parts=parts, spread=_moved(self.spread, device))
 
 
 def _read(look: Look, indicator: Tensor, query: Tensor, key: Tensor, core: Core) -> Tensor:
@@ -146,22 +159,24 @@ def _read(look: Look, indicator: Tensor, query: Tensor, key: Tensor, core: Core)
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """One layer's edited attention: calls whose queries partition the tokens, and the taps to read beside them.
+    """One layer's edited attention: calls whose queries partition all queries, and the taps to read beside them.
 
     Attributes:
-        length: Number of tokens S.
+        length: Number of queries N.
         calls: At least one.
         readings: Of the taps.
+        features: Names of states to remember, and of which queries.
         text: The form in words, with the reason where it is not an unmasked fused one.
     """
 
     length: int
     calls: tuple[Call, ...]
     readings: tuple[Reading, ...] = ()
+    features: tuple[tuple[str, Index | None], ...] = ()
     text: str = ""
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
-        """Return the attention output (B, S, H, D)."""
+        """Return the attention output (B, N, H, D)."""
         if len(self.calls) == 1:
             return self.calls[0].run(query, key, value, core)
         out = torch.empty_like(query)
@@ -172,7 +187,9 @@ class Form:
     def to(self, device: torch.device) -> Form:
         """Return the same form with its tensors on ``device``."""
         calls = tuple(call.to(device) for call in self.calls)
-        return replace(self, calls=calls, readings=tuple(reading.to(device) for reading in self.readings))
+        readings = tuple(reading.to(device) for reading in self.readings)
+        features = tuple((name, _moved(queries, device)) for name, queries in self.features)
+        return replace(self, calls=calls, readings=readings, features=features)
 
 
 def scaled(value: Tensor, weights: Tensor) -> Tensor:
@@ -185,66 +202,74 @@ def _moved(x: Moved, device: torch.device) -> Moved:
 
 
 def literal(
-    query: Tensor, key: Tensor, value: Tensor, edits: Sequence[AttentionEdit], layout: TokenLayout
+    query: Tensor, key: Tensor, value: Tensor, edits: Sequence[AttentionEdit], layout: Attended
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the plain formula: logits, softmax, taps, post-softmax weights, product, with every matrix in memory.
 
     The definition that compiled forms are tested against; the scopes of the edits are not looked at.
 
     Args:
-        query: (B, S, H, D).
-        key: (B, S, H, D).
-        value: (B, S, H, D).
+        query: (B, N, H, D).
+        key: (B, M, H, D).
+        value: (B, M, H, D).
         edits: All of them active.
-        layout: Of the S tokens.
+        layout: Of the N queries and the M keys.
 
     Returns:
-        The output (B, S, H, D) and the readings of the taps by name.
+        The output (B, N, H, D) and the readings of the taps by name.
     """
-    visible, bias, weigh = (matrix.to(query.device) for matrix in literal_matrices(edits, layout))
-    weights = literal_weights(query, key, visible, bias)
+    visible, bias, weigh, scale = (matrix.to(query.device) for matrix in _matrices(edits, layout))
+    weights = literal_weights(query, key, visible, bias, scale)
     taps = {edit.name: _literal_tap(weights, edit, layout) for edit in edits if isinstance(edit, Tap)}
     return torch.einsum("bhqk,bkhd->bqhd", weights * weigh.to(weights), value), taps
 
 
-def literal_matrices(edits: Sequence[AttentionEdit], layout: TokenLayout) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what is visible (bool), the renormalised and the post-softmax weights (float64), each (S, S)."""
-    bias = _product([edit for edit in edits if isinstance(edit, Bias)], layout)
-    weigh = _product([edit for edit in edits if isinstance(edit, Weigh)], layout)
-    return _visible(edits, layout), bias, weigh
+def literal_matrices(edits: Sequence[AttentionEdit], layout: Attended) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is visible (bool), the renormalised and the post-softmax weights (float64), each (N, M)."""
+    return _matrices(edits, layout)[:3]
 
 
-def literal_weights(query: Tensor, key: Tensor, visible: Tensor, bias: Tensor) -> Tensor:
-    """Return the attention weights (B, H, S, S): softmax of logits + log bias over what is visible, else 0."""
+def literal_weights(query: Tensor, key: Tensor, visible: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return the attention weights (B, H, N, M): softmax of scaled logits + log bias over what is visible, else 0."""
     logits = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    if scale is not None:
+        logits = logits * scale.to(logits)
     return (logits + bias.log().to(logits)).masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
 
 
-def _block(edit: AttentionEdit, layout: TokenLayout) -> Tensor:
-    queries, keys = (torch.from_numpy(layout.tokens(names)) for names in (edit.queries, edit.keys))
-    return queries[:, None] & keys[None, :]
+def _matrices(edits: Sequence[AttentionEdit], layout: Attended) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bias = _product([(edit, edit.weight) for edit in edits if isinstance(edit, Bias)], layout)
+    weigh = _product([(edit, edit.weight) for edit in edits if isinstance(edit, Weigh)], layout)
+    scale = _product([(edit, edit.scale) for edit in edits if isinstance(edit, KeyScale)], layout)
+    return _visible(edits, layout), bias, weigh, scale
 
 
-def _visible(edits: Sequence[AttentionEdit], layout: TokenLayout) -> Tensor:
-    seen = torch.zeros(layout.length, layout.length, dtype=torch.bool)
-    listed = torch.zeros(layout.length, 1, dtype=torch.bool)
+def _block(edit: AttentionEdit, layout: Attended) -> Tensor:
+    queries, keys = layout.queries.tokens(edit.queries), layout.keys.tokens(edit.keys)
+    return torch.from_numpy(queries)[:, None] & torch.from_numpy(keys)[None, :]
+
+
+def _visible(edits: Sequence[AttentionEdit], layout: Attended) -> Tensor:
+    seen = torch.zeros(layout.queries.length, layout.keys.length, dtype=torch.bool)
+    listed = torch.zeros(layout.queries.length, 1, dtype=torch.bool)
     for see in (edit for edit in edits if isinstance(edit, See)):
         seen |= _block(see, layout)
-        listed |= torch.from_numpy(layout.tokens(see.queries))[:, None]
+        listed |= torch.from_numpy(layout.queries.tokens(see.queries))[:, None]
     visible = seen | ~listed
     for hide in (edit for edit in edits if isinstance(edit, Hide)):
         visible &= ~_block(hide, layout)
     return visible
 
 
-def _product(edits: Sequence[Bias | Weigh], layout: TokenLayout) -> Tensor:
-    product = torch.ones(layout.length, layout.length, dtype=torch.float64)
-    for edit in edits:
-        product[_block(edit, layout)] *= edit.weight
+def _product(factors: Sequence[tuple[AttentionEdit, float]], layout: Attended) -> Tensor:
+    product = torch.ones(layout.queries.length, layout.keys.length, dtype=torch.float64)
+    for edit, factor in factors:
+        product[_block(edit, layout)] *= factor
     return product
 
 
-def _literal_tap(weights: Tensor, tap: Tap, layout: TokenLayout) -> Tensor:
-    queries, columns = (torch.from_numpy(layout.tokens(names)) for names in (tap.queries, tap.columns))
+def _literal_tap(weights: Tensor, tap: Tap, layout: Attended) -> Tensor:
+    queries = torch.from_numpy(layout.queries.tokens(tap.queries))
+    columns = torch.from_numpy(layout.keys.tokens(tap.columns))
     read = weights.mean(1)[:, queries][:, :, columns]
     return read if tap.each else read.sum(-1)

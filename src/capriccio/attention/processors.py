@@ -8,14 +8,18 @@ processor it found, which makes it the stock layer to the last bit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models import attention_dispatch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+)
 from diffusers.models.transformers.transformer_flux import (
     FluxAttention,
     FluxAttnProcessor,
@@ -23,217 +27,17 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from capriccio.attention.compile import CompiledProgram
-from capriccio.attention.forms import Core, Form, Index, put, take
+from capriccio.attention.compile import Active, CompiledProgram
+from capriccio.attention.flux import FluxProcessor
+from capriccio.attention.forms import Form, Index
 from capriccio.attention.program import LayerInfo
+from capriccio.attention.slots import Part, Slot
 from capriccio.attention.taps import Recorder
+from capriccio.attention.unet import UNetProcessor
 from capriccio.errors import CapriccioError
 
 # Backends of diffusers that honour a mask over queries and keys; the others raise, or reduce it to a key mask.
 MASK_BACKENDS = {"native", "_native_cudnn", "_native_efficient", "_native_math", "_native_npu", "flex", "xformers"}
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Batch rows that run the same form.
-
-    Attributes:
-        rows: Their positions; ``None`` is the whole batch.
-        names: For the taps, one for each row; ``None`` counts them.
-        form: What they run; ``None`` is the stock call.
-    """
-
-    rows: Index | None
-    names: tuple[Hashable, ...] | None
-    form: Form | None
-
-
-class Slot:
-    """The state of one layer: what its rows run in the coming forward.
-
-    Attributes:
-        told: Whether the coming forward is known, from `Attachment.set` or because all forwards are alike.
-        parts: Parts of the batch; empty for the stock layer.
-        length: Tokens the forms were compiled for.
-        num_rows: Batch rows expected, or ``None`` for any number.
-        recorders: Of the taps, by name.
-        device: Where the parts are.
-        move: Brings the parts to another device.
-    """
-
-    def __init__(
-        self, length: int, recorders: dict[str, Recorder], device: torch.device, move: Callable[[torch.device], None]
-    ) -> None:
-        self.told = False
-        self.parts: tuple[Part, ...] = ()
-        self.length = length
-        self.num_rows: int | None = None
-        self.recorders = recorders
-        self.device = device
-        self.move = move
-
-    def expect(self, num_rows: int) -> None:
-        """Refuse a forward whose rows nobody has named."""
-        if not self.told:
-            raise CapriccioError(
-                "the attention program has edits for certain steps or rows, but no step was given; call "
-                "attachment.set(step=..., roles=...) before each forward."
-            )
-        if self.num_rows not in (None, num_rows):
-            raise CapriccioError(
-                f"the forward has {num_rows} batch rows, but attachment.set received {self.num_rows} roles; give one "
-                "role for each row."
-            )
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
-        """Return the edited attention (B, S, H, D) and record the taps."""
-        if query.shape[1] != self.length:
-            raise CapriccioError(
-                f"the forward has {query.shape[1]} tokens, but the attention program was compiled for {self.length}; "
-                "compile it with the token layout of this canvas and prompt length."
-            )
-        if query.device != self.device:
-            self.move(query.device)
-        if len(self.parts) == 1 and self.parts[0].rows is None:
-            return self._run(self.parts[0], query, key, value, core)
-        out = torch.empty_like(query)
-        for part in self.parts:
-            q, k, v = (take(x, part.rows, dim=0) for x in (query, key, value))
-            put(out, part.rows, self._run(part, q, k, v, core), dim=0)
-        return out
-
-    def _run(self, part: Part, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
-        if part.form is None:
-            return core(query, key, value, None)
-        for reading in part.form.readings:
-            names = range(query.shape[0]) if part.names is None else part.names
-            self.recorders[reading.name].add(names, reading.read(query, key, core))
-        return part.form.run(query, key, value, core)
-
-
-class FluxProcessor(nn.Module):
-    """Runs an attention program in the double and single blocks of FLUX-like transformers.
-
-    Stands in for the processor it found, ``inner``, whose backend, parallel configuration, IP-Adapter weights and
-    scales stay its own: they keep their names in the state dict, and changes made meanwhile survive the restore.
-
-    Args:
-        inner: The processor found.
-        slot: State of this layer.
-    """
-
-    inner: FluxAttnProcessor | FluxIPAdapterAttnProcessor
-    to_k_ip: nn.ModuleList
-    to_v_ip: nn.ModuleList
-
-    def __init__(self, inner: FluxAttnProcessor | FluxIPAdapterAttnProcessor | None = None, slot: Slot | None = None):
-        super().__init__()
-        if inner is None or slot is None:
-            # diffusers makes new processors with no arguments when an IP-Adapter comes or goes.
-            raise CapriccioError(
-                "an IP-Adapter was loaded or unloaded while an attention program is attached, but that would drop the "
-                "program; detach it first and attach it again afterwards."
-            )
-        # Kept out of the module tree, so that the children below keep the names they have in the stock state dict.
-        object.__setattr__(self, "inner", inner)
-        self.slot = slot
-        for name, child in inner.named_children() if isinstance(inner, nn.Module) else ():
-            self.add_module(name, child)
-
-    def __call__(
-        self,
-        attn: FluxAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-        ip_hidden_states: Any = None,
-        ip_adapter_masks: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Attend; names and order of the arguments, and the results, are those of diffusers' processors."""
-        self.slot.expect(hidden_states.shape[0])
-        has_ip = isinstance(self.inner, FluxIPAdapterAttnProcessor)
-        if not self.slot.parts:
-            extra = (ip_hidden_states, ip_adapter_masks) if has_ip else ()
-            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb, *extra)
-        if attention_mask is not None:
-            raise CapriccioError(
-                "the forward received an attention_mask while an attention program is attached, but the two would "
-                "have to be one; say it with See and Hide edits instead."
-            )
-        query, key, value = image = _image_stream(attn, hidden_states)
-        num_text = 0
-        if encoder_hidden_states is not None:
-            num_text = encoder_hidden_states.shape[1]
-            text = _text_stream(attn, encoder_hidden_states)
-            query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
-        if image_rotary_emb is not None:
-            query, key = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
-        joint = self.slot.attend(query, key, value, self._core).flatten(2, 3).to(query.dtype)
-        if encoder_hidden_states is None:
-            return joint
-        text_out = attn.to_add_out(joint[:, :num_text].contiguous())
-        image_out = attn.to_out[1](attn.to_out[0](joint[:, num_text:].contiguous()))
-        if not has_ip:
-            return image_out, text_out
-        return image_out, text_out, self._ip_adapters(attn, image[0], ip_hidden_states)
-
-    def _core(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return dispatch_attention_fn(
-            query, key, value, attn_mask=mask, backend=self._attention_backend, parallel_config=self._parallel_config
-        )
-
-    def _ip_adapters(self, attn: FluxAttention, query: Tensor, tokens: Sequence[Tensor]) -> Tensor:
-        """Attend from the image queries, before rotation, to the tokens of each IP-Adapter; sum their outputs."""
-        total = torch.zeros_like(query.flatten(2, 3))
-        for states, scale, to_k, to_v in zip(tokens, self.inner.scale, self.to_k_ip, self.to_v_ip, strict=False):
-            key, value = (linear(states).unflatten(-1, (-1, attn.head_dim)) for linear in (to_k, to_v))
-            key, value = (x.reshape(query.shape[0], -1, *x.shape[-2:]) for x in (key, value))
-            total = total + scale * self._core(query, key, value, None).flatten(2, 3).to(query.dtype)
-        return total
-
-    @property
-    def _attention_backend(self) -> Any:
-        return self.inner._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.inner._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self.inner._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        self.inner._parallel_config = config
-
-    @property
-    def scale(self) -> list[float]:
-        """Scales of the IP-Adapters."""
-        return self.inner.scale
-
-    @scale.setter
-    def scale(self, scale: list[float]) -> None:
-        self.inner.scale = scale
-
-
-def _image_stream(attn: FluxAttention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if attn.fused_projections:
-        flat = attn.to_qkv(states).chunk(3, dim=-1)
-    else:
-        flat = attn.to_q(states), attn.to_k(states), attn.to_v(states)
-    query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in flat)
-    return attn.norm_q(query), attn.norm_k(key), value
-
-
-def _text_stream(attn: FluxAttention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if attn.fused_projections:
-        flat = attn.to_added_qkv(states).chunk(3, dim=-1)
-    else:
-        flat = attn.add_q_proj(states), attn.add_k_proj(states), attn.add_v_proj(states)
-    query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in flat)
-    return attn.norm_added_q(query), attn.norm_added_k(key), value
 
 
 @dataclass(frozen=True)
@@ -243,12 +47,12 @@ class Family:
     Attributes:
         processor: Our class for it.
         stock: The processors that it can stand in for.
-        kind: The kind of layer that an attention module is.
+        kind: The kind of layer that an attention module is, or ``None`` if it is of another family after all.
     """
 
     processor: type
     stock: tuple[type, ...]
-    kind: Callable[[nn.Module], str]
+    kind: Callable[[nn.Module], str | None]
 
 
 FAMILIES: dict[type, Family] = {
@@ -256,6 +60,11 @@ FAMILIES: dict[type, Family] = {
         FluxProcessor,
         (FluxAttnProcessor, FluxIPAdapterAttnProcessor),
         lambda attn: "single" if attn.added_kv_proj_dim is None else "double",
+    ),
+    Attention: Family(
+        UNetProcessor,
+        (AttnProcessor2_0, FusedAttnProcessor2_0, IPAdapterAttnProcessor2_0),
+        lambda attn: None if attn.added_kv_proj_dim is not None else "cross" if attn.is_cross_attention else "self",
     ),
 }
 """Attention module class -> its family; a family is added as one line and one processor class."""
@@ -270,8 +79,8 @@ def layers_of(model: nn.Module) -> tuple[LayerInfo, ...]:
     counts: dict[str, int] = {}
     layers = []
     for name, module in _attentions(model).items():
-        kind = FAMILIES[type(module)].kind(module)
-        layers.append(LayerInfo(name, kind, counts.get(kind, 0)))
+        kind = str(FAMILIES[type(module)].kind(module))
+        layers.append(LayerInfo(name, kind, counts.get(kind, 0), level_of(model, name)))
         counts[kind] = counts.get(kind, 0) + 1
     if not layers:
         known = ", ".join(family.__name__ for family in FAMILIES)
@@ -284,14 +93,27 @@ def layers_of(model: nn.Module) -> tuple[LayerInfo, ...]:
 def _attentions(model: nn.Module) -> dict[str, Any]:
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps
     modules = {name.replace("._orig_mod", ""): module for name, module in model.named_modules()}
-    return {name: module for name, module in modules.items() if type(module) in FAMILIES}
+    return {name: m for name, m in modules.items() if type(m) in FAMILIES and FAMILIES[type(m)].kind(m) is not None}
+
+
+def level_of(model: nn.Module, name: str) -> int:
+    """Return how often the sides of the picture were halved before a module of a U-Net; 0 in other models."""
+    model = getattr(model, "_orig_mod", model)
+    coarsest = len(getattr(model, "down_blocks", ())) - 1
+    block, _, rest = name.partition(".")
+    if block == "mid_block":
+        return max(coarsest, 0)
+    if block not in ("down_blocks", "up_blocks"):
+        return 0
+    index = int(rest.partition(".")[0])
+    return index if block == "down_blocks" else coarsest - index
 
 
 class Attachment:
     """An attention program at work on a model, until `detach` or the end of the ``with`` block.
 
     Args:
-        model: A diffusers transformer.
+        model: A diffusers transformer or U-Net.
         compiled: The program, compiled for ``layers_of(model)``.
     """
 
@@ -302,6 +124,7 @@ class Attachment:
         self._forms: dict[int, Form] = {}
         self._parts: dict[Hashable, tuple[Part, ...]] = {}
         self._slots: dict[int, Slot] = {}
+        self._now: tuple[int, tuple[str, ...] | None] | None = None
         self._found: list[tuple[Any, Any, Any]] = []
         modules = _attentions(model)
         _check(model, modules, compiled)
@@ -311,7 +134,7 @@ class Attachment:
             self._set(0, None)
 
     def _install(self, position: int, module: Any) -> None:
-        slot = Slot(self.compiled.layout.length, self._recorders, self._device, self._move)
+        slot = Slot(self.compiled.size(position), self._recorders, self._device, self._move)
         found = module.processor
         ours = FAMILIES[type(module)].processor(found, slot)
         module.set_processor(ours)
@@ -326,12 +149,17 @@ class Attachment:
             roles: The role of each batch row, such as ``("negative", "positive")``.
 
         Raises:
-            CapriccioError: If the step is outside the run.
+            CapriccioError: If the step is outside the run, or the program was dropped meanwhile.
         """
         if not 0 <= step < self.compiled.num_steps:
             raise CapriccioError(
                 f"attachment.set received step {step}, but the program was compiled for steps 0 to "
                 f"{self.compiled.num_steps - 1}; compile it for the number of steps of this run."
+            )
+        if any(module.processor is not ours for module, ours, _ in self._found):
+            raise CapriccioError(
+                "attention processors were replaced while an attention program is attached (an IP-Adapter, fused "
+                "projections), which dropped the program; detach it first and attach it again afterwards."
             )
         self._set(step, tuple(roles))
 
@@ -340,22 +168,24 @@ class Attachment:
         self._device = device
         self._forms.clear()
         self._parts.clear()
-        self._set(*self._now)
+        if self._now is not None:
+            self._set(*self._now)
 
     def _set(self, step: int, roles: tuple[str, ...] | None) -> None:
         self._now = step, roles
         for position, slot in self._slots.items():
+            place = self.compiled.places[position]
             actives = tuple(self.compiled.active(position, step, role) for role in roles or (None,))
-            if (actives, roles) not in self._parts:
-                self._parts[actives, roles] = self._divide(actives, roles)
+            if (place, actives, roles) not in self._parts:
+                self._parts[place, actives, roles] = self._divide(place, actives, roles)
             slot.told = True
-            slot.parts = self._parts[actives, roles]
+            slot.parts = self._parts[place, actives, roles]
             slot.num_rows = None if roles is None else len(roles)
             slot.device = self._device
 
-    def _divide(self, actives: tuple[tuple[int, ...], ...], roles: tuple[str, ...] | None) -> tuple[Part, ...]:
+    def _divide(self, place: int, actives: tuple[Active, ...], roles: tuple[str, ...] | None) -> tuple[Part, ...]:
         """Divide the batch into rows of equal form; nothing at all where every row runs the stock call."""
-        if all(self.compiled.forms[active] is None for active in actives):
+        if all(self.compiled.forms[place, active] is None for active in actives):
             return ()
         names = None if roles is None else tuple((role, roles[:i].count(role)) for i, role in enumerate(roles))
         parts = []
@@ -363,28 +193,54 @@ class Attachment:
             rows = [i for i, other in enumerate(actives) if other == active]
             whole = len(rows) == len(actives)
             own = None if names is None else tuple(names[i] for i in rows)
-            parts.append(Part(None if whole else self._rows(rows), own, self._form(active)))
+            parts.append(Part(None if whole else self._rows(rows), own, self._form(place, active)))
         return tuple(parts)
 
     def _rows(self, rows: list[int]) -> Index:
         contiguous = rows[-1] - rows[0] == len(rows) - 1
         return slice(rows[0], rows[-1] + 1) if contiguous else torch.tensor(rows, device=self._device)
 
-    def _form(self, active: tuple[int, ...]) -> Form | None:
-        form = self.compiled.forms[active]
+    def _form(self, place: int, active: Active) -> Form | None:
+        form = self.compiled.forms[place, active]
         if form is not None and id(form) not in self._forms:
             self._forms[id(form)] = form.to(self._device)
         return form and self._forms[id(form)]
+
+    def define(self, groups: Mapping[str, Any]) -> None:
+        """Tell the tokens of groups that the layout announced as late: from now on their edits work.
+
+        Args:
+            groups: Name -> booleans, (S,) in a joint sequence, (height, width) in a `PictureLayout`.
+
+        Raises:
+            CapriccioError: If a group was not announced.
+        """
+        self.compiled = self.compiled.defining(groups)
+        self._forms.clear()
+        self._parts.clear()
+        if self._now is not None:
+            self._set(*self._now)
 
     @property
     def taps(self) -> dict[str, Tensor]:
         """Readings so far by name: (rows, queries) or (rows, queries, columns), rows as they first came."""
         return {name: recorder.mean() for name, recorder in self._recorders.items() if recorder.totals}
 
+    @property
+    def features(self) -> dict[str, dict[str, Tensor]]:
+        """States remembered so far, by name and layer: (rows, tokens, channels), rows as they first came."""
+        slots = {self.compiled.layers[position].name: slot for position, slot in self._slots.items()}
+        return {
+            name: {layer: slot.features[name].mean() for layer, slot in slots.items() if name in slot.features}
+            for name in self.compiled.features
+        }
+
     def clear_taps(self) -> None:
-        """Forget the readings so far."""
+        """Forget the readings and the states so far."""
         for recorder in self._recorders.values():
             recorder.clear()
+        for slot in self._slots.values():
+            slot.features.clear()
 
     def detach(self) -> None:
         """Put back the very processor objects that were found; a second time does nothing."""
@@ -432,11 +288,12 @@ def _check(model: nn.Module, modules: dict[str, Any], compiled: CompiledProgram)
             f"this {type(model).__name__}; compile it with layers=layers_of(model)."
         )
     model = getattr(model, "_orig_mod", model)
-    if compiled.taps and getattr(model, "is_cache_enabled", False):
+    reads = compiled.taps or compiled.features
+    if reads and getattr(model, "is_cache_enabled", False):
         raise CapriccioError(
             "taps received a model with a step cache, which skips the layers they read; call disable_cache() first."
         )
-    if compiled.taps and getattr(model, "gradient_checkpointing", False):
+    if reads and getattr(model, "gradient_checkpointing", False):
         raise CapriccioError(
             "taps received a model with gradient checkpointing, which runs the layers they read twice; call "
             "disable_gradient_checkpointing() first."
@@ -462,7 +319,7 @@ def _check_processor(name: str, module: Any, compiled: CompiledProgram) -> None:
             f"the layer {name} has a {type(processor).__name__}, which an attention program cannot stand in for; "
             f"{slicing} first."
         )
-    if getattr(processor._parallel_config, "context_parallel_config", None) is not None:
+    if getattr(getattr(processor, "_parallel_config", None), "context_parallel_config", None) is not None:
         raise CapriccioError(
             "attention programs received a model with context parallelism (Ring or Ulysses), where no device holds the "
             "whole sequence in its order; run it without enable_parallelism()."
@@ -476,6 +333,8 @@ def _check_processor(name: str, module: Any, compiled: CompiledProgram) -> None:
 
 
 def _backend_name(processor: Any) -> str:
+    if not hasattr(processor, "_attention_backend"):
+        return "native"  # PyTorch's own call, whatever is set
     backend = processor._attention_backend
     if backend is None:
         backend, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()

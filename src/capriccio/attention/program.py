@@ -3,19 +3,18 @@
 A program is a list of edits over *named token groups*, each with a scope (layers, steps, rows by role).
 It says what should happen and nothing about how; `capriccio.attention.compile` finds the exact fast form.
 
-When edits meet, their order is part of the meaning: see and hide, then bias, softmax, tap, and weigh last.
+When edits meet, their order is part of the meaning: see and hide, then key scale and bias, softmax, tap, and weigh
+last. An edit works in the layers that hold tokens of both its queries and its keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil, inf, isfinite
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-
-from capriccio.errors import CapriccioError, nearest
+from capriccio.errors import CapriccioError
 
 Names = str | tuple[str, ...]
 """One token group, or several taken together."""
@@ -32,13 +31,15 @@ class LayerInfo:
 
     Attributes:
         name: Path of the attention module inside the model.
-        kind: What the family calls it, such as ``"double"`` or ``"single"``.
+        kind: What the family calls it, such as ``"double"``, ``"single"``, ``"self"`` or ``"cross"``.
         index: Position among the layers of the same kind, from 0.
+        level: How often the sides of the grid of image tokens were halved before it; 0 where all layers see the same.
     """
 
     name: str
     kind: str
     index: int
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,18 @@ class Layers:
         start: First index, counted within the kind.
         stop: Index after the last, or ``None`` for the end.
         every: Interval, at least 1.
+        levels: Resolutions, as halvings of the finest grid of image tokens (0 is the finest), or ``None`` for all.
     """
 
     kinds: tuple[str, ...] | None = None
     start: int = 0
     stop: int | None = None
     every: int = 1
+    levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", _several(self.kinds))
+        object.__setattr__(self, "levels", (self.levels,) if isinstance(self.levels, int) else self.levels)
         if self.start < 0 or self.every < 1:
             raise CapriccioError(
                 f"Layers received start={self.start} and every={self.every}, but start counts from 0 and every from 1; "
@@ -67,12 +71,14 @@ class Layers:
 
     def __contains__(self, layer: LayerInfo) -> bool:
         in_kind = self.kinds is None or layer.kind in self.kinds
+        in_kind = in_kind and (self.levels is None or layer.level in self.levels)
         in_range = self.start <= layer.index < (inf if self.stop is None else self.stop)
         return in_kind and in_range and (layer.index - self.start) % self.every == 0
 
     def __str__(self) -> str:
         kinds = "all layers" if self.kinds is None else " and ".join(self.kinds) + " layers"
         interval = "" if self.every == 1 else f", every {self.every}"
+        interval += "" if self.levels is None else f", halved {' or '.join(map(str, self.levels))} times"
         if self.start == 0 and self.stop is None:
             return kinds + interval
         return f"{kinds} [{self.start}, {'end' if self.stop is None else self.stop}){interval}"
@@ -229,11 +235,41 @@ class Weigh:
 
 
 @dataclass(frozen=True)
+class KeyScale:
+    """The queries' logits on the keys times ``scale``, before any `Bias` and the softmax. 1 changes nothing.
+
+    Attributes:
+        scale: Any finite number: above 1 sharpens, below 1 flattens, as an inverse temperature on these keys alone.
+    """
+
+    queries: Names
+    keys: Names
+    scale: float
+    scope: Scope = Scope()
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.scale):
+            raise CapriccioError(f"KeyScale received the scale {self.scale}, but expects a finite number; give one.")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the edit changes nothing."""
+        return self.scale == 1
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"scale logits {_words(self.queries)} -> {_words(self.keys)} by {self.scale:g}"
+
+
+@dataclass(frozen=True)
 class Tap:
     """Read how much the queries look at the columns, after the softmax and before `Weigh`.
 
     Readings are the mean over heads, layers and steps of the scope, one per batch row and query. Rows of the same
-    role are told apart by their order. The reading is differentiable.
+    role are told apart by their order. The reading is differentiable. Where layers see the picture at several
+    resolutions, the queries are those of the finest layer in the scope, and a coarser one tells each of them what the
+    cell says that it lies in.
 
     Attributes:
         name: Key of the reading in the ``taps`` of an attachment.
@@ -261,7 +297,32 @@ class Tap:
         return f"tap {self.name!r} {_words(self.queries)} -> {_words(self.columns)}"
 
 
-AttentionEdit = See | Hide | Bias | Weigh | Tap
+@dataclass(frozen=True)
+class Features:
+    """Remember the states of tokens as a layer is given them, before its projections: what a bank of another run reads.
+
+    Each layer of the scope is remembered by itself; steps are averaged. Rows of the same role are told apart by their
+    order. What is remembered keeps its gradient.
+
+    Attributes:
+        name: Key of the states in the ``features`` of an attachment.
+        queries: Whose states; on U-Nets image tokens, at the resolution of each layer.
+    """
+
+    name: str
+    queries: Names
+    scope: Scope = Scope()
+
+    neutral = False
+    keys: ClassVar[Names] = ()
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"remember {self.name!r} of {_words(self.queries)}"
+
+
+AttentionEdit = See | Hide | Bias | KeyScale | Weigh | Tap | Features
 
 
 @dataclass(frozen=True)
@@ -272,7 +333,7 @@ class AttentionProgram:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(self.edits))
-        taps = [edit.name for edit in self.edits if isinstance(edit, Tap)]
+        taps = [edit.name for edit in self.edits if isinstance(edit, Tap | Features)]
         if twice := {name for name in taps if taps.count(name) > 1}:
             raise CapriccioError(
                 f"the attention program has several taps named {sorted(twice)[0]!r}, but a reading needs a name of "
@@ -292,55 +353,6 @@ class AttentionProgram:
         if not self.edits:
             return "attention program: no edits"
         return "\n".join(["attention program:", *(f"  {edit.action} | {edit.scope}" for edit in self.edits)])
-
-
-@dataclass(frozen=True, eq=False)
-class TokenLayout:
-    """The tokens of one joint sequence, and the names of groups of them.
-
-    Attributes:
-        length: Number of tokens S.
-        groups: Name -> boolean array or tensor of shape (S,), in the backbone's order. Groups may overlap.
-            A name also stands for all groups below it: ``"image"`` is ``"image:left"`` and ``"image:right"``
-            together, unless there is a group called ``"image"``.
-    """
-
-    length: int
-    groups: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", {name: _mask(name, m, self.length) for name, m in self.groups.items()})
-
-    def tokens(self, names: Names) -> np.ndarray:
-        """Return the boolean membership (S,) of one group, or of several together.
-
-        Raises:
-            CapriccioError: If a name is unknown.
-        """
-        parts = [self._group(name) for name in ((names,) if isinstance(names, str) else names)]
-        return np.logical_or.reduce(parts) if parts else np.zeros(self.length, bool)
-
-    def _group(self, name: str) -> np.ndarray:
-        if name in self.groups:
-            return self.groups[name]
-        below = [mask for full, mask in self.groups.items() if full.startswith((f"{name}:", f"{name}/"))]
-        if not below:
-            hint = nearest(name, self.groups) if self.groups else "this layout has no groups"
-            raise CapriccioError(f"the attention program names the token group {name!r}, which is unknown; {hint}")
-        return np.logical_or.reduce(below)
-
-    def __str__(self) -> str:
-        return ", ".join([f"{self.length} tokens", *(f"{name} {int(m.sum())}" for name, m in self.groups.items())])
-
-
-def _mask(name: str, mask: Sequence[bool] | np.ndarray, length: int) -> np.ndarray:
-    array = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
-    if array.dtype != bool or array.shape != (length,):
-        raise CapriccioError(
-            f"the token group {name!r} received an array of {array.dtype} and shape {array.shape}, but expects "
-            f"booleans of shape ({length},); give one truth value for each token."
-        )
-    return array
 
 
 def _words(names: Names) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from capriccio.attention import LayerInfo
-from capriccio.canvas import Mask
+from capriccio.attention import LayerInfo, Layout
+from capriccio.canvas import Canvas, Mask
 from capriccio.scene import Lora
 
 
@@ -25,13 +25,16 @@ class Defaults:
         height: Pixels.
         num_inference_steps: Denoising steps.
         guidance_scale: Embedded guidance; heard only by models that have it.
-        true_cfg_scale: Classifier-free guidance; 1 is none.
+        true_cfg_scale: Classifier-free guidance; 1 is none. In a scene for models whose diffusers pipelines call
+            it so (``plain_guidance``) it may be given as ``guidance_scale``.
         max_sequence_length: Text tokens; a longer prompt gets as many as it needs, up to ``longest_text``.
         own: These numbers belong to the model, so methods keep them instead of their paper's.
         panel_margin: Pixels at a panel's border that its neighbour spoils.
         engines: Ways of inpainting, the best first.
         rows: Pictures painted together at most.
         longest_text: Text tokens that the model can read.
+        shortest_text: Text tokens that it always reads, padding included.
+        plain_guidance: What a scene calls ``guidance_scale`` is classifier-free guidance.
         caution: What to say to a person who brings a picture.
     """
 
@@ -46,20 +49,31 @@ class Defaults:
     engines: tuple[str, ...] = ("controlnet", "fill", "hold")
     rows: int = 4
     longest_text: int = 512
+    shortest_text: int = 1
+    plain_guidance: bool = False
     caution: str = ""
 
 
 @dataclass(frozen=True)
 class Text:
-    """An encoded prompt: tokens (B, T, D), pooled (B, P)."""
+    """An encoded prompt.
+
+    Attributes:
+        tokens: (B, T, D).
+        pooled: (B, P), where the model reads that too.
+        pictures: Of a prompt in pictures, for each IP-Adapter that is loaded, (B, pictures, ...).
+    """
 
     tokens: Tensor
-    pooled: Tensor
+    pooled: Tensor | None = None
+    pictures: tuple[Tensor, ...] = ()
 
     @staticmethod
     def stack(texts: Sequence[Text]) -> Text:
         """Put encoded prompts of equal length below each other."""
-        return Text(torch.cat([text.tokens for text in texts]), torch.cat([text.pooled for text in texts]))
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        pictures = tuple(map(torch.cat, zip(*(text.pictures for text in texts), strict=True)))
+        return Text(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None, pictures)
 
 
 @dataclass(frozen=True)
@@ -67,9 +81,9 @@ class Known:
     """The part of a canvas that is known, as one engine takes it.
 
     Attributes:
-        condition: Extra input of the denoiser or of its ControlNet, as tokens (B, N, C).
-        latents: For holding: clean latents as tokens (B, N, C).
-        keep: For holding: 1 where known, of the same shape.
+        condition: Extra input of the denoiser or of its ControlNet: tokens (B, N, C) or channels (B, C, H, W).
+        latents: For holding: clean latents, of the shape of those painted.
+        keep: For holding: 1 where known, of a shape that broadcasts to theirs.
     """
 
     condition: Tensor | None = None
@@ -102,11 +116,28 @@ class Inputs:
     control_scale: float = 1.0
 
 
+def generator_of(seed: int | torch.Generator) -> torch.Generator:
+    """Return a generator on the CPU, whose numbers are the same on every machine: that of a seed, or the one given."""
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+
+
 class Backbone(Protocol):
-    """A loaded model family. Image tokens are counted row by row; latents travel as tokens (B, N, C)."""
+    """A loaded model family. Image tokens are counted row by row; latents travel as the denoiser takes them."""
 
     name: str
     defaults: Defaults
+
+    @property
+    def together(self) -> bool:
+        """Whether the branches of guidance share one forward, as they do in the family's pipelines of diffusers."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what is loaded that a person should read in every plan."""
+
+    @property
+    def clip_layers(self) -> int:
+        """Layers of a CLIP text encoder that `encode_text` can leave out; 0 where it has no use for them."""
 
     @property
     def token(self) -> int:
@@ -133,7 +164,7 @@ class Backbone(Protocol):
         """Bytes of all weights."""
 
     def denoiser(self, engine: str | None) -> nn.Module:
-        """Return the transformer that paints with an engine (``None``: from text alone)."""
+        """Return the network that paints with an engine (``None``: from text alone)."""
 
     def embeds_guidance(self, engine: str | None) -> bool:
         """Whether that denoiser was taught to read a guidance scale."""
@@ -141,8 +172,8 @@ class Backbone(Protocol):
     def layers(self, engine: str | None) -> tuple[LayerInfo, ...]:
         """Return its attention layers."""
 
-    def heads(self, engine: str | None) -> tuple[int, int]:
-        """Return the number of attention heads and their width."""
+    def heads(self, engine: str | None) -> tuple[int | Sequence[int], int | Sequence[int]]:
+        """Return the number of attention heads and their width, of all layers or of each."""
 
     def flops(self, engine: str | None, text: int, image: int) -> int:
         """Count the FLOPs of the linear layers in one forward of one row, a ControlNet's attention included."""
@@ -153,20 +184,32 @@ class Backbone(Protocol):
     def word_tokens(self, prompt: str, phrase: str, length: int) -> Mask:
         """Return which text tokens (length,) belong to a phrase."""
 
-    def encode_text(self, prompt: str, length: int) -> Text:
-        """Encode one prompt; repeated prompts are encoded once."""
+    def span_tokens(self, prompt: str, span: tuple[int, int], length: int) -> Mask:
+        """Return which text tokens (length,) belong to the characters from the first up to but without the second."""
+
+    def encode_text(self, prompt: str | None, length: int, clip_skip: int | None = None) -> Text:
+        """Encode one prompt, ``None`` where there is none at all; repeated prompts are encoded once."""
+
+    def layout(self, text: Mapping[str, Mask], length: int, canvas: Canvas, regions: Mapping[str, Mask]) -> Layout:
+        """Return where named groups of text tokens (length,) and regions (height, width) are in its layers."""
+
+    def clean(self, picture: Image.Image) -> Tensor:
+        """Encode a whole picture as clean latents of one row."""
 
     def known(self, engine: str, canvas: Image.Image, paint: Mask) -> Known:
         """Encode the known part of one canvas for an engine."""
 
-    def noise(self, seed: int, rows: int, columns: int) -> Tensor:
-        """Draw the starting latents (1, N, C) of a seed for a grid of tokens."""
+    def noise(self, seed: int | torch.Generator, rows: int, columns: int) -> Tensor:
+        """Draw unit noise of one row for a grid of tokens, from a seed or from a generator that is used further."""
 
     def schedule(self, name: str | None, steps: int, tokens: int) -> Any:
         """Return a fresh scheduler whose timesteps are set."""
 
+    def skipped(self, steps: int, strength: float) -> int:
+        """Return how many of the steps a run leaves out that changes a picture by ``strength`` (0 to 1)."""
+
     def predict(self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs) -> Tensor:
-        """Return one prediction of the denoiser."""
+        """Return one prediction of the denoiser; ``role`` is that of the first rows."""
 
     def decode(self, latents: Tensor, rows: int, columns: int) -> list[Image.Image]:
         """Turn latents into pictures."""

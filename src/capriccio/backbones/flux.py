@@ -8,9 +8,7 @@ without edits equals it to the last bit.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -22,21 +20,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from capriccio import text as words
-from capriccio.attention import LayerInfo, layers_of
-from capriccio.backbones import weights
-from capriccio.backbones.base import Defaults, Inputs, Known, Text
-from capriccio.canvas import Mask, latent_cells, to_pixels
+from capriccio.attention import TokenLayout, layers_of
+from capriccio.backbones.base import Defaults, Inputs, Known, Text, generator_of
+from capriccio.backbones.wrapped import Wrapped
+from capriccio.canvas import Canvas, Mask, latent_cells, to_pixels
 from capriccio.errors import CapriccioError, nearest
 from capriccio.formats import alimama
-from capriccio.scene import Lora
 
 _SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
-_TEXTS_KEPT = 256
 _HIDDEN = {"controlnet": -1.0, "fill": 0.0}
 """The pixel value under the mask that each engine was trained with."""
 
 
-class FluxBackbone:
+class FluxBackbone(Wrapped):
     """FLUX.1, its Fill, its inpainting ControlNet, or any of them alone.
 
     Args:
@@ -50,6 +46,10 @@ class FluxBackbone:
         CapriccioError: If the pipeline is of another family or a part does not fit it.
     """
 
+    main = "transformer"
+    together = False
+    clip_layers = 0
+
     def __init__(
         self,
         pipe: Any,
@@ -60,25 +60,19 @@ class FluxBackbone:
         defaults: Defaults | None = None,
     ) -> None:
         transformer = _transformer_of(pipe)
-        self.pipe = pipe
-        self.name = name or str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
         own = getattr(pipe, "controlnet", None)
-        is_fill = self._takes(transformer, "fill")
-        self.base = None if is_fill else transformer
-        self.fill = transformer if is_fill else fill
-        self.controlnet: Any = controlnet or (own if _is_inpainting(own) else None)
+        is_fill = transformer.config.in_channels == _channels(pipe)["fill"]
+        super().__init__(
+            pipe,
+            name,
+            base=None if is_fill else transformer,
+            fill=transformer if is_fill else fill,
+            controlnet=controlnet or (own if _is_inpainting(own) else None),
+        )
         self._check_parts()
         self.defaults = defaults or _defaults(pipe, is_fill)
-        self.hooks: tuple[Any, ...] = ()
-        self._texts: OrderedDict[Any, Text] = OrderedDict()
-        self._loras: tuple[Lora, ...] = ()
 
     # --- facts ---
-
-    @property
-    def factor(self) -> int:
-        """Pixels a side of one latent cell."""
-        return self.pipe.vae_scale_factor
 
     @property
     def token(self) -> int:
@@ -86,63 +80,18 @@ class FluxBackbone:
         return 2 * self.factor
 
     @property
-    def channels(self) -> int:
-        """Channels of the latent."""
-        return self.pipe.vae.config.latent_channels
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """Ways of inpainting at hand, the best first."""
-        at_hand = {
-            "controlnet": self.controlnet is not None and self.base is not None,
-            "fill": self.fill is not None,
-            "hold": self.base is not None,
-        }
-        return tuple(engine for engine in self.defaults.engines if at_hand[engine])
-
-    @property
-    def can_start_from_text(self) -> bool:
-        """Whether there is a denoiser that needs no known picture."""
-        return self.base is not None
-
-    @property
     def schedulers(self) -> tuple[str, ...]:
         """Names of the schedulers that a scene may ask for."""
         return tuple(sorted({type(self.pipe.scheduler).__name__, *_SCHEDULERS}))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser runs."""
-        return torch.device(self.pipe._execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of prompts and latents, as diffusers chooses it."""
         return self.pipe.text_encoder_2.dtype
 
-    @property
-    def parts(self) -> dict[str, nn.Module]:
-        """Every network, by name; one that is shared is there once."""
-        found = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
-        extra = {"controlnet": self.controlnet, "fill": self.fill}
-        return found | {k: part for k, part in extra.items() if part is not None and part is not self.pipe.transformer}
-
-    @property
-    def memory(self) -> int:
-        """Bytes of all weights."""
-        return sum(value.numel() * value.element_size() for part in self.parts.values() for value in part.parameters())
-
-    def denoiser(self, engine: str | None) -> FluxTransformer2DModel:
-        """Return the transformer that paints with an engine (``None``: from text alone)."""
-        return self.fill if engine == "fill" else self.base
-
     def embeds_guidance(self, engine: str | None) -> bool:
         """Whether that denoiser was taught to read a guidance scale."""
         return bool(self.denoiser(engine).config.guidance_embeds)
-
-    def layers(self, engine: str | None) -> tuple[LayerInfo, ...]:
-        """Return its attention layers."""
-        return layers_of(self.denoiser(engine))
 
     def heads(self, engine: str | None) -> tuple[int, int]:
         """Return the number of attention heads and their width."""
@@ -168,17 +117,26 @@ class FluxBackbone:
         """Return which text tokens (length,) belong to a phrase."""
         return words.tokens_of(self.pipe.tokenizer_2, prompt, phrase, length)
 
+    def span_tokens(self, prompt: str, span: tuple[int, int], length: int) -> Mask:
+        """Return which text tokens (length,) belong to a stretch of characters."""
+        return words.tokens_at(self.pipe.tokenizer_2, prompt, [span], length)
+
     @torch.no_grad()
-    def encode_text(self, prompt: str, length: int) -> Text:
-        """Encode one prompt with both text encoders; repeated prompts are encoded once."""
-        key = (prompt, length, self._loras)
-        if key not in self._texts:
-            tokens, pooled, _ = self.pipe.encode_prompt(prompt, device=self.device, max_sequence_length=length)
-            self._texts[key] = Text(tokens, pooled)
-            if len(self._texts) > _TEXTS_KEPT:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        return self._texts[key]
+    def encode_text(self, prompt: str | None, length: int, clip_skip: int | None = None) -> Text:
+        """Encode one prompt with both text encoders; no prompt is the empty one; repeated ones are encoded once."""
+
+        def encode() -> Text:
+            tokens, pooled, _ = self.pipe.encode_prompt(prompt or "", device=self.device, max_sequence_length=length)
+            return Text(tokens, pooled)
+
+        return self.keep_text((prompt or "", length), encode)
+
+    def layout(self, text: Mapping[str, Mask], length: int, canvas: Canvas, regions: Mapping[str, Mask]) -> TokenLayout:
+        """Return the joint sequence: text first, then image tokens row by row."""
+        no_text, no_image = np.zeros(length, bool), np.zeros(canvas.num_tokens, bool)
+        groups = {name: np.concatenate([mask, no_image]) for name, mask in text.items()}
+        groups |= {name: np.concatenate([no_text, canvas.tokens(region)]) for name, region in regions.items()}
+        return TokenLayout(length + canvas.num_tokens, groups)
 
     # --- latents ---
 
@@ -191,11 +149,15 @@ class FluxBackbone:
         size = rows * self.token, columns * self.token
         return FluxPipeline._unpack_latents(tokens, *size, self.factor)
 
-    def noise(self, seed: int, rows: int, columns: int) -> Tensor:
+    def noise(self, seed: int | torch.Generator, rows: int, columns: int) -> Tensor:
         """Draw the starting latents (1, N, C) of a seed, on the CPU so that seeds travel."""
         shape = (1, self.channels, 2 * rows, 2 * columns)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=self.dtype)
+        noise = torch.randn(shape, generator=generator_of(seed), dtype=self.dtype)
         return self.pack(noise.to(self.device))
+
+    def clean(self, picture: Image.Image) -> Tensor:
+        """Encode a whole picture as clean latents (1, N, C)."""
+        return self.pack(self.encode(to_pixels(picture)))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -255,6 +217,10 @@ class FluxBackbone:
             scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=self.device, mu=shift)
         scheduler.set_begin_index(0)
         return scheduler
+
+    def skipped(self, steps: int, strength: float) -> int:
+        """Return how many steps a run leaves out that changes a picture by ``strength``, as diffusers counts them."""
+        return int(max(steps - min(steps * strength, steps), 0))
 
     def _scheduler(self, name: str | None) -> Any:
         own = self.pipe.scheduler
@@ -318,44 +284,17 @@ class FluxBackbone:
 
     # --- weights ---
 
-    @contextmanager
-    def adapters(self, engine: str | None, loras: Sequence[Lora]) -> Iterator[None]:
-        """Put LoRAs on for the length of a ``with`` block, and restore what was there."""
-        if not loras:
-            yield
-            return
-        with weights.adapters(self._pipe_with(self.denoiser(engine)), loras):
-            self._loras = tuple(loras)
-            try:
-                yield
-            finally:
-                self._loras = ()
-
-    def _pipe_with(self, transformer: FluxTransformer2DModel) -> Any:
+    def pipe_with(self, denoiser: FluxTransformer2DModel) -> Any:
         """Return a pipeline that loads LoRAs into this transformer (and into the text encoders)."""
-        if transformer is self.pipe.transformer and hasattr(self.pipe, "load_lora_weights"):
+        if denoiser is self.pipe.transformer and hasattr(self.pipe, "load_lora_weights"):
             return self.pipe
         names = FluxFillPipeline._get_signature_keys(FluxFillPipeline)[0]
         parts = {name: part for name, part in self.pipe.components.items() if name in names}
-        return FluxFillPipeline(**parts | {"transformer": transformer})
-
-    def fingerprint(self) -> dict[str, str]:
-        """Return a hash of the weights of each component."""
-        return {name: weights.fingerprint(part) for name, part in self.parts.items()}
-
-    def free(self) -> None:
-        """Let offloaded models leave the device."""
-        self.pipe.maybe_free_model_hooks()
-        for hook in self.hooks:
-            hook.offload()
-
-    def _takes(self, transformer: FluxTransformer2DModel, kind: str) -> bool:
-        latents = 4 * self.pipe.vae.config.latent_channels
-        return transformer.config.in_channels == {"base": latents, "fill": 2 * latents + 4 * self.factor**2}[kind]
+        return FluxFillPipeline(**parts | {"transformer": denoiser})
 
     def _check_parts(self) -> None:
         for part, kind in ((self.base, "base"), (self.fill, "fill")):
-            if part is not None and not self._takes(part, kind):
+            if part is not None and part.config.in_channels != _channels(self.pipe)[kind]:
                 raise CapriccioError(
                     f"The denoiser of {self.name!r} takes {part.config.in_channels} channels, which is neither FLUX "
                     f"({4 * self.channels}) nor FLUX Fill ({8 * self.channels + 4 * self.factor**2}) with this VAE; "
@@ -381,6 +320,12 @@ def _transformer_of(pipe: Any) -> FluxTransformer2DModel:
             "FluxControlNetPipeline."
         )
     return pipe.transformer
+
+
+def _channels(pipe: Any) -> dict[str, int]:
+    """Return how many input channels FLUX and FLUX Fill have with the VAE of a pipeline."""
+    latents = 4 * pipe.vae.config.latent_channels
+    return {"base": latents, "fill": 2 * latents + 4 * pipe.vae_scale_factor**2}
 
 
 def _is_inpainting(controlnet: Any) -> bool:

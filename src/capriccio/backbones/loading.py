@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import BitsAndBytesConfig, DiffusionPipeline, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    BitsAndBytesConfig,
+    DiffusionPipeline,
+    FluxControlNetModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors import SafetensorError, safe_open
 
 from capriccio import assets
+from capriccio.backbones import unet, weights
 from capriccio.backbones.base import Defaults
 from capriccio.backbones.flux import FluxBackbone
+from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError, nearest
 from capriccio.formats.alimama import load_inpainting_controlnet
 
 Memory = Literal["full", "offload", "sequential", "8bit", "4bit"]
 
-MINIATURE = "miniature"
+Source = str | os.PathLike[str]
+Networks = {"transformer": FluxTransformer2DModel, "unet": UNet2DConditionModel}
+"""The denoiser of each family, by its name among the components of a pipeline."""
+
+MINIATURE, MINIATURE_SD = "miniature", "miniature-sd"
 MINIATURE_DEFAULTS = Defaults(
     width=128,
     height=128,
@@ -35,44 +52,99 @@ MINIATURE_DEFAULTS = Defaults(
     "capriccio paint ... --model black-forest-labs/FLUX.1-dev",
 )
 
+MINIATURE_SD_DEFAULTS = replace(
+    MINIATURE_DEFAULTS,
+    max_sequence_length=77,
+    engines=("fill", "hold"),
+    longest_text=77,
+    shortest_text=77,
+    plain_guidance=True,
+)
+
 
 def open_backbone(
-    name: str | os.PathLike[str],
+    name: Source,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     memory: Memory = "full",
-    inpainting: str | os.PathLike[str] | None = None,
-    config: str | os.PathLike[str] | None = None,
-) -> FluxBackbone:
-    """Load a backbone.
+    inpainting: Source | None = None,
+    config: Source | None = None,
+    textual_inversions: Sequence[Source] = (),
+    ip_adapter: Source | None = None,
+    tiling: bool = False,
+) -> FluxBackbone | UNetBackbone:
+    """Load a backbone: FLUX, Stable Diffusion 1.x and 2.x, or SDXL, told apart by what is there.
 
     Args:
-        name: ``"miniature"``, a repository of the Hub, a folder, or a single file of weights.
+        name: ``"miniature"`` (FLUX), ``"miniature-sd"`` (Stable Diffusion), a repository of the Hub, a folder, or a
+            single file of weights.
         device: Where to paint; an accelerator if there is one.
         dtype: Of the weights; bfloat16 on an accelerator, float32 on a CPU.
         memory: ``"full"`` keeps everything on the device; ``"offload"`` one network at a time; ``"sequential"`` one
-            layer at a time; ``"8bit"`` and ``"4bit"`` quantise the transformer and T5.
-        inpainting: An inpainting ControlNet (alimama layout) or FLUX Fill to paint with as well.
+            layer at a time; ``"8bit"`` and ``"4bit"`` quantise the denoiser and T5.
+        inpainting: A model to paint into a canvas with as well: an inpainting ControlNet (alimama layout) or FLUX Fill
+            beside FLUX, the inpainting model of the same family beside Stable Diffusion or SDXL.
         config: For a single file: a pipeline folder or repository with everything that the file lacks.
+        textual_inversions: Files of learned words, for Stable Diffusion and SDXL.
+        ip_adapter: A file of an IP-Adapter, for Stable Diffusion and SDXL: on the disk, or in a repository as
+            ``owner/name/path/to/file``.
+        tiling: Let the VAE work on tiles, for pictures that would not fit in memory.
 
     Raises:
         CapriccioError: If something is not found, does not fit together, or does not fit in memory.
     """
     name, device = os.fspath(name), torch.device(device or _best_device())
     _check_memory(memory, device)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" and name != MINIATURE else torch.float32)
+    dtype = dtype or (
+        torch.bfloat16 if device.type == "cuda" and name not in (MINIATURE, MINIATURE_SD) else torch.float32
+    )
     try:
         with _quiet():
+            backbone: FluxBackbone | UNetBackbone
             if name == MINIATURE:
                 backbone = _miniature(dtype, memory, inpainting)
+            elif name == MINIATURE_SD:
+                backbone = _miniature_sd(dtype, memory, inpainting)
             else:
                 pipe = _pipeline(name, dtype, memory, config)
-                backbone = FluxBackbone(pipe, name=name, **_engine(inpainting, dtype, memory))
+                backbone = wrap(pipe, name, **_engine(inpainting, _denoiser_name(pipe), dtype, memory))
+            _add(backbone, textual_inversions, ip_adapter)
             _place(backbone, device, memory)
     except (torch.OutOfMemoryError, MemoryError):
         raise out_of_memory(name) from None
+    if tiling:
+        backbone.pipe.vae.enable_tiling()
     return backbone
+
+
+def _add(
+    backbone: FluxBackbone | UNetBackbone, textual_inversions: Sequence[Source], ip_adapter: Source | None
+) -> None:
+    if not isinstance(backbone, UNetBackbone) and (textual_inversions or ip_adapter is not None):
+        raise CapriccioError(
+            "Learned words and IP-Adapters are loaded into Stable Diffusion and SDXL, but "
+            f"{backbone.name!r} is neither; leave them out."
+        )
+    for source in textual_inversions:
+        weights.learn_word(backbone.pipe, os.fspath(source))
+    if ip_adapter is not None:
+        weights.add_ip_adapter(backbone.pipe, os.fspath(ip_adapter))
+
+
+def wrap(pipe: Any, name: str | None = None, **parts: Any) -> FluxBackbone | UNetBackbone:
+    """Return the backbone of a person's own diffusers pipeline; a backbone is returned as it is.
+
+    Raises:
+        CapriccioError: If the pipeline is of no family known here.
+    """
+    if isinstance(pipe, FluxBackbone | UNetBackbone):
+        return pipe
+    return UNetBackbone(pipe, name=name, **parts) if unet.takes(pipe) else FluxBackbone(pipe, name=name, **parts)
+
+
+def _denoiser_name(pipe: Any) -> str:
+    return "unet" if unet.takes(pipe) else "transformer"
 
 
 def out_of_memory(name: str) -> CapriccioError:
@@ -83,58 +155,93 @@ def out_of_memory(name: str) -> CapriccioError:
     )
 
 
-def _miniature(dtype: torch.dtype, memory: Memory, inpainting: str | os.PathLike[str] | None) -> FluxBackbone:
+def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None) -> FluxBackbone:
     pipe = _pipeline(os.fspath(assets.path("miniature/flux")), dtype, memory, None)
     parts: dict[str, Any] = {}
     # Its own inpainters come along, unless one is named.
     for engine in ("miniature/fill", "miniature/controlnet-inpaint"):
         if inpainting is None and assets.available(engine):
-            parts |= _engine(assets.path(engine), dtype, memory)
-    return FluxBackbone(
-        pipe, name=MINIATURE, defaults=MINIATURE_DEFAULTS, **parts or _engine(inpainting, dtype, memory)
-    )
+            parts |= _engine(assets.path(engine), "transformer", dtype, memory)
+    parts = parts or _engine(inpainting, "transformer", dtype, memory)
+    return FluxBackbone(pipe, name=MINIATURE, defaults=MINIATURE_DEFAULTS, **parts)
 
 
-def _pipeline(name: str, dtype: torch.dtype, memory: Memory, config: str | os.PathLike[str] | None) -> Any:
+def _miniature_sd(dtype: torch.dtype, memory: Memory, inpainting: Source | None) -> UNetBackbone:
+    pipe = _pipeline(os.fspath(assets.path("miniature/sd")), dtype, memory, None)
+    if inpainting is None and assets.available("miniature/sd-inpaint"):
+        inpainting = assets.path("miniature/sd-inpaint")
+    fill = _engine(inpainting, "unet", dtype, memory)
+    return UNetBackbone(pipe, name=MINIATURE_SD, defaults=MINIATURE_SD_DEFAULTS, **fill)
+
+
+def _pipeline(name: str, dtype: torch.dtype, memory: Memory, config: Source | None) -> Any:
     if Path(name).is_file():
         return _single_file(name, dtype, config)
     if config is not None:
         raise CapriccioError(f"config={str(config)!r} is for single files, but {name!r} is none; leave it out.")
     try:
-        transformer = _transformer(name, dtype, memory)
-        return DiffusionPipeline.from_pretrained(name, transformer=transformer, dtype=dtype, **_t5(name, dtype, memory))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        part = _part_of(name)
+        denoiser = _denoiser(name, part, dtype, memory)
+        extra = _t5(name, dtype, memory) if part == "transformer" else {}
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype, **{part: denoiser}, **extra)
+    except _UNREADABLE as error:
         raise _unreadable(name, error) from None
 
 
-def _single_file(name: str, dtype: torch.dtype, config: str | os.PathLike[str] | None) -> Any:
+def _part_of(name: str) -> str:
+    """Return what the denoiser of a repository or folder is called: it tells the family."""
+    index = DiffusionPipeline.load_config(name)
+    return next((part for part in Networks if part in index), "transformer")
+
+
+def _single_file(name: str, dtype: torch.dtype, config: Source | None) -> Any:
     try:
+        keys = _keys(name)
+        whole = next((kind for mark, kind in _WHOLE_FILES if any(key.startswith(mark) for key in keys)), None)
+        if whole is not None:
+            own = {} if config is None else {"config": os.fspath(config)}
+            return whole.from_single_file(name, dtype=dtype, **own)
         if config is None:
             return FluxPipeline.from_single_file(name, dtype=dtype)
-        transformer = FluxTransformer2DModel.from_single_file(
-            name, config=os.fspath(config), subfolder="transformer", dtype=dtype
-        )
-        return DiffusionPipeline.from_pretrained(config, transformer=transformer, dtype=dtype)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        part = _part_of(os.fspath(config))
+        denoiser = Networks[part].from_single_file(name, config=os.fspath(config), subfolder=part, dtype=dtype)
+        return DiffusionPipeline.from_pretrained(config, dtype=dtype, **{part: denoiser})
+    except _UNREADABLE as error:
         raise _unreadable(name, error) from None
 
 
-def _transformer(name: str, dtype: torch.dtype, memory: Memory) -> FluxTransformer2DModel:
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError)
+_WHOLE_FILES: tuple[tuple[str, Any], ...] = (
+    ("conditioner.embedders.1.", StableDiffusionXLPipeline),
+    ("cond_stage_model.", StableDiffusionPipeline),
+)
+"""Names of weights that only a file with a whole pipeline has, the rarer first."""
+
+
+def _keys(name: str) -> list[str]:
+    """Return the names of the weights in a file; none of one that only a run of its code could open."""
+    if not name.endswith(".safetensors"):
+        return ["cond_stage_model."] if name.endswith(".ckpt") else []
+    with safe_open(name, "pt") as file:
+        return list(file.keys())
+
+
+def _denoiser(name: str, part: str, dtype: torch.dtype, memory: Memory) -> Any:
     quantised: dict[str, Any] = {}
     if memory in ("8bit", "4bit"):
         quantised["quantization_config"] = BitsAndBytesConfig(**_bits(memory, dtype))
-    transformer, info = FluxTransformer2DModel.from_pretrained(
-        name, subfolder="transformer", dtype=dtype, output_loading_info=True, **quantised
+    network, info = Networks[part].from_pretrained(
+        name, subfolder=part, dtype=dtype, output_loading_info=True, **quantised
     )
     # diffusers would fill what is missing with chance, and leave out what it does not know.
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or unexpected:
         example = missing[0] if missing else unexpected[0]
         raise CapriccioError(
-            f"The transformer in {name!r} does not fit its config.json: {len(missing)} keys are missing and "
+            f"The {part} in {name!r} does not fit its config.json: {len(missing)} keys are missing and "
             f"{len(unexpected)} unexpected (such as {example!r}); fetch the checkpoint again."
         )
-    return transformer
+    return network
 
 
 def _t5(name: str, dtype: torch.dtype, memory: Memory) -> dict[str, Any]:
@@ -155,20 +262,20 @@ def _bits(memory: Memory, dtype: torch.dtype) -> dict[str, Any]:
     return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
 
 
-def _engine(source: str | os.PathLike[str] | None, dtype: torch.dtype, memory: Memory) -> dict[str, Any]:
-    """Load an inpainting ControlNet or the transformer of Fill, whichever is there."""
+def _engine(source: Source | None, part: str, dtype: torch.dtype, memory: Memory) -> dict[str, Any]:
+    """Load an inpainting ControlNet or the denoiser of an inpainting model, whichever is there."""
     if source is None:
         return {}
-    if not _is_pipeline(source):
+    if part == "transformer" and not _is_pipeline(source):
         controlnet: FluxControlNetModel = load_inpainting_controlnet(source, dtype)
         return {"controlnet": controlnet}
     try:
-        return {"fill": _transformer(os.fspath(source), dtype, memory)}
+        return {"fill": _denoiser(os.fspath(source), part, dtype, memory)}
     except (OSError, ValueError) as error:
         raise _unreadable(os.fspath(source), error) from None
 
 
-def _is_pipeline(source: str | os.PathLike[str]) -> bool:
+def _is_pipeline(source: Source) -> bool:
     if Path(source).exists():
         return (Path(source) / "model_index.json").is_file()
     from huggingface_hub import file_exists
@@ -184,7 +291,8 @@ def _unreadable(name: str, error: Exception) -> CapriccioError:
         return error
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
     here = Path(name).exists()
-    remedy = "give the folder or file of a FLUX checkpoint" if here else "check the name and the connection"
+    remedy = "give the folder or file of a FLUX checkpoint or of Stable Diffusion or SDXL"
+    remedy = remedy if here else "check the name and the connection"
     return CapriccioError(f"The model {name!r} could not be loaded ({reason.rstrip('.')}); {remedy}.")
 
 
@@ -205,7 +313,7 @@ def _check_memory(memory: str, device: torch.device) -> None:
             raise CapriccioError(f"memory={memory!r} needs bitsandbytes; run pip install 'capriccio[quantised]'.")
 
 
-def _place(backbone: FluxBackbone, device: torch.device, memory: Memory) -> None:
+def _place(backbone: FluxBackbone | UNetBackbone, device: torch.device, memory: Memory) -> None:
     extras = [part for name, part in backbone.parts.items() if name not in backbone.pipe.components]
     if memory == "offload":
         from accelerate import cpu_offload_with_hook

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from capriccio.errors import CapriccioError
@@ -57,9 +58,9 @@ def _load(pipe: Any, name: str, lora: Lora) -> None:
     try:
         pipe.load_lora_weights(adapter_name=name, **where)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise CapriccioError(
-            f"The LoRA {lora.path!r} could not be put on this model ({reason}); give a LoRA file trained for it."
+            f"The LoRA {lora.path!r} could not be put on this model ({_reason(error)}); "
+            "give a LoRA file trained for it."
         ) from None
     if name not in _present(pipe):
         raise CapriccioError(f"The LoRA {lora.path!r} fits no layer of this model; give a LoRA file trained for it.")
@@ -95,6 +96,61 @@ def _adapter_name(index: int, lora: Lora) -> str:
     # PEFT makes module names of it, which may hold no dots.
     stem = re.sub(r"\W+", "_", lora.name or Path(lora.path).stem)
     return f"capriccio_{index}_{stem}"
+
+
+def learn_word(pipe: Any, source: str) -> None:
+    """Load a learned word (textual inversion) into the text encoders of a pipeline; its name is the token's.
+
+    Args:
+        pipe: A Stable Diffusion or SDXL pipeline.
+        source: A file or a repository. A file for SDXL holds a vector for each encoder, ``clip_l`` and ``clip_g``.
+
+    Raises:
+        CapriccioError: If it cannot be read or does not fit.
+    """
+    place = Path(source)
+    try:
+        state = load_file(source) if place.suffix == ".safetensors" and place.is_file() else None
+        if state is not None and {"clip_l", "clip_g"} <= set(state):
+            for key, number in (("clip_l", ""), ("clip_g", "_2")):
+                to = {part: getattr(pipe, f"{part}{number}") for part in ("text_encoder", "tokenizer")}
+                pipe.load_textual_inversion({place.stem: state[key]}, token=place.stem, **to)
+        else:
+            named = state is None or "emb_params" not in state
+            pipe.load_textual_inversion(source, **{} if named else {"token": place.stem})
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CapriccioError(
+            f"The learned word {source!r} could not be loaded ({_reason(error)}); "
+            "give a textual inversion of this model."
+        ) from None
+
+
+def add_ip_adapter(pipe: Any, source: str) -> None:
+    """Load an IP-Adapter through diffusers.
+
+    Args:
+        pipe: A Stable Diffusion or SDXL pipeline.
+        source: A file; or ``owner/name/path/to/file`` in a repository. An ``image_encoder`` folder beside it comes
+            along.
+
+    Raises:
+        CapriccioError: If it cannot be read or does not fit.
+    """
+    place = Path(source)
+    here = place.is_file()
+    folder = str(place.parent) if here else "/".join(place.parts[:2])
+    inside = "" if here else "/".join(place.parts[2:-1])
+    encoder = "image_encoder" if not here or (place.parent / "image_encoder").is_dir() else None
+    try:
+        pipe.load_ip_adapter(folder, subfolder=inside, weight_name=place.name, image_encoder_folder=encoder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CapriccioError(
+            f"The IP-Adapter {source!r} could not be loaded ({_reason(error)}); give a file trained for this model."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -63,22 +63,22 @@ def reader(count: int = 512) -> list[Row]:
     return [Row(f"reader_{name}", _agreement(*pair), 0.97, 0.995) for name, pair in pairs.items()]
 
 
-def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: None) -> list[Row]:
-    """Kind and main colour right, one subject."""
+def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
+    """Kind and main colour right, one subject; ``model`` is what the row is named after."""
     graphs = scenes(count, seed=1)
     pictures = paint(studio, _captions(graphs), told=told)
     return [
-        Row("flux_one_subject", _rate(subjects_right(graphs, to_pixels(pictures))), 0.85, 0.98),
+        Row(f"{model}_one_subject", _rate(subjects_right(graphs, to_pixels(pictures))), 0.85, 0.98),
         Row("oracle_one_subject", _rate(subjects_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
     ]
 
 
-def two_subjects(studio: Studio, count: int = 96, told: Told = lambda pictures: None) -> list[Row]:
-    """Both kinds and main colours right, each on its own side."""
+def two_subjects(studio: Studio, count: int = 96, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
+    """Both kinds and main colours right, each on its own side; ``model`` is what the row is named after."""
     graphs = scenes(count, 2)
     pictures = paint(studio, _captions(graphs), told=told)
     return [
-        Row("flux_two_subjects", _rate(sides_right(graphs, to_pixels(pictures))), 0.60, 0.95),
+        Row(f"{model}_two_subjects", _rate(sides_right(graphs, to_pixels(pictures))), 0.60, 0.95),
         Row("oracle_two_subjects", _rate(sides_right(graphs, draw(graphs).pixels)), 0.90, 0.97),
     ]
 

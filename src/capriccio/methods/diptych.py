@@ -112,7 +112,9 @@ def _numbers(draft: Draft, options: Options) -> Draft:
     draft = replace(draft, control_scale=scale if draft.engine == "controlnet" else 1.0)
     guidance = (30.0, 1.0) if draft.engine == "fill" else (3.5, 3.5)
     side = min(PANEL, draft.backbone.defaults.width)
-    draft = draft.adopt(guidance_scale=guidance[0], true_cfg_scale=guidance[1], num_inference_steps=30)
+    if not draft.backbone.defaults.plain_guidance:  # the paper's numbers are FLUX's
+        draft = draft.adopt(guidance_scale=guidance[0], true_cfg_scale=guidance[1])
+    draft = draft.adopt(num_inference_steps=30)
     return draft.adopt(width=side, height=side)
 
 
@@ -219,6 +221,8 @@ def _target(draft: Draft, canvas: Canvas, reference: Subject | Style) -> Draft:
 def _target_picture(draft: Draft, canvas: Canvas, reference: Subject | Style, edit: Edit) -> Draft:
     """Put the picture to be edited on the right panel, paint its mask alone, and put the result back into it."""
     right = canvas.panel("right")
+    if edit.mask is None or edit.strength != 1:
+        raise CapriccioError("diptych paints a subject into the mask of an edit, from noise; give a mask, no strength.")
     picture = opaque(open_picture(edit.image))
     mask = open_mask(edit.mask, picture.size, "mask of the edit")
     size = right.width, right.height

@@ -1,11 +1,13 @@
-"""Plain inpainting: a part of an existing picture is painted anew, from the prompt alone.
+"""Plain inpainting and image to image: an existing picture is painted anew, in part or as a whole, from the prompt.
 
-No paper of its own; what keeps the known part is the engine: the inpainting ControlNet, FLUX Fill, or holding the
-known latents on their path ``x_t = (1 - t) z + t e`` with the noise e that the run started from (known-region
-replacement as in RePaint, Lugmayr et al., arXiv 2201.09865, without its resampling). Pixels outside the mask are those
-of the picture given.
+No paper of its own; what keeps the known part is the engine: an inpainting ControlNet, a model with the known part as
+input channels, or holding the known latents on their path ``x_t = a_t z + s_t e`` with the noise e that the run
+started from (known-region replacement as in RePaint, Lugmayr et al., arXiv 2201.09865, without its resampling). Pixels
+outside the mask are those of the picture given. With a strength below 1 the run starts from the picture, noised
+(SDEdit, Meng et al., arXiv 2108.01073).
 
     Scene("a hat", [Edit("cat.png", mask="head.png")])
+    Scene("a cat as a watercolour", [Edit("cat.png", strength=0.6)])
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from capriccio.canvas import Canvas, opaque, paste_back, size_like
 from capriccio.errors import CapriccioError
 from capriccio.pictures import fit, fitted_box, open_mask, open_picture
 from capriccio.plan import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.scene import Edit
+
+_MASK = "mask of the edit"
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,15 @@ def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
     """Lay the picture on a canvas of its own shape, paint the mask, put the result back into the picture."""
     (edit,) = conditions
     picture = opaque(open_picture(edit.image))
-    mask = open_mask(edit.mask, picture.size, "mask of the edit")
-    draft = _sized(draft.inpaint(options.engine), picture.size)
+    whole = edit.mask is None
+    mask = Image.new("L", picture.size, 255) if edit.mask is None else open_mask(edit.mask, picture.size, _MASK)
+    if whole and options.engine is not None:
+        raise CapriccioError(
+            f"engine={options.engine!r} keeps what is outside a mask, and there is none; leave it out."
+        )
+    # Without a mask there is nothing to keep, unless the model cannot paint without.
+    keeps = not whole or not draft.backbone.can_start_from_text
+    draft = _sized(draft.inpaint(options.engine) if keeps else draft, picture.size)
     size = draft.settings.width, draft.settings.height
     fitted, sentence = fit(picture, *size, edit.fit)
     paint = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
@@ -55,6 +67,7 @@ def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
         ).say(*filter(None, [draft.backbone.defaults.caution])),
         canvas=Canvas(*size, draft.backbone.token),
         control_scale=options.control_scale if draft.engine == "controlnet" else 1.0,
+        strength=edit.strength,
         groups={"image:edit": paint, "image:known": ~paint},
         finish=(Finish("put it into the picture given", lambda found, _: paste_back(found, picture, mask, box)),),
     )
@@ -71,9 +84,9 @@ def _sized(draft: Draft, picture: tuple[int, int]) -> Draft:
 
 METHOD = Method(
     name="inpainting",
-    title="plain inpainting",
+    title="plain inpainting and image to image",
     paper="",
-    what="paint a part of an existing picture anew",
+    what="paint an existing picture anew: a part of it, or all of it at a strength below 1",
     takes=(frozenset({"edit"}),),
     options=Options,
     plan=plan,

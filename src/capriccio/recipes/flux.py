@@ -7,7 +7,6 @@ padded to a random length, mostly short, so that no length is baked in.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -26,21 +24,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
-from capriccio import assets
 from capriccio.evaluation import targets
 from capriccio.objectives import flow_matching_pair, logit_normal
-from capriccio.recipes.gallery import CELL, WINGS, Pictures, Wing, fill_gallery, open_wing
+from capriccio.recipes.gallery import CELL
+from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, Sentences, map_loss, save_halved
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
-from capriccio.world.captions import sample_caption, sample_panel_caption
-from capriccio.world.graph import COLOURS, KINDS, Panels, SceneGraph
+from capriccio.world.graph import Panels, SceneGraph
 from capriccio.world.tokenizers import clip_tokenizer, t5_tokenizer
 
-LATENTS = 8
 TOKEN = 16  # pixels of one image token
-PARTS = 2 * len(KINDS) + 2
-INKS = len(COLOURS) + 1
 CELLS = (TOKEN // CELL) ** 2
 
 
@@ -114,14 +108,6 @@ def pack(latents: Tensor) -> Tensor:
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
 
 
-def gather_cells(labels: Tensor) -> Tensor:
-    """Label maps (B, H/4, W/4) as one row of cells per image token: (B, tokens, 16)."""
-    side = TOKEN // CELL
-    batch, height, width = labels.shape
-    patches = labels.view(batch, height // side, side, width // side, side)
-    return patches.permute(0, 1, 3, 2, 4).reshape(batch, -1, side * side)
-
-
 class Painter(nn.Module):
     """Transformer, text encoder and the part-map head, in one forward."""
 
@@ -162,72 +148,50 @@ def is_muons(name: str, value: Tensor) -> bool:
     return inside and ".norm" not in name and "relative_attention_bias" not in name
 
 
-def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
-    """Cross-entropy of the part map and of the ink map, summed."""
-    part_logits, ink_logits = logits.float().split([PARTS, INKS], dim=-1)
-    return F.cross_entropy(part_logits.flatten(0, 2), parts.flatten()) + F.cross_entropy(
-        ink_logits.flatten(0, 2), inks.flatten()
-    )
-
-
 def text_length(longest: int, rng: np.random.Generator) -> int:
     """How many text tokens a batch has: mostly the longest sentence and a little more, sometimes 64 to 128."""
-    if rng.random() < 0.15:
+    if rng.random() < 0.06:
         return max(longest, int(rng.integers(64, 129)))
     return max(16, longest + int(rng.integers(0, 9)))
 
 
-class Sentences:
-    """Turns graphs into word ids for both encoders, with caption dropout."""
+class JointSentences(Sentences):
+    """Sentences for both encoders of FLUX: word ids of T5, padded to a random length, and of CLIP."""
 
     def __init__(self, dropout: float = 0.1) -> None:
-        self.clip, self.t5, self.dropout = clip_tokenizer(), t5_tokenizer(), dropout
-
-    def say(self, graph: SceneGraph | Panels, rng: np.random.Generator) -> str:
-        """One sentence on a graph, or nothing."""
-        if rng.random() < self.dropout:
-            return ""
-        return sample_panel_caption(graph, rng) if isinstance(graph, Panels) else sample_caption(graph, rng)
+        super().__init__(dropout)
+        self.t5 = t5_tokenizer()
 
     def __call__(self, graphs: list[SceneGraph | Panels], rng: np.random.Generator) -> Batch:
         texts = [self.say(graph, rng) for graph in graphs]
         words = self.t5(texts, padding=True, truncation=True, max_length=128, return_tensors="pt").input_ids
         words = F.pad(words, (0, text_length(words.shape[1], rng) - words.shape[1]), value=self.t5.pad_token_id)
-        clip = self.clip(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-        return {"ids": words, "clip_ids": clip.input_ids}
+        return {"ids": words, "clip_ids": self.clip_ids(texts)}
 
 
 @dataclass
-class FluxTask:
+class FluxTask(GalleryTask):
     """Train transformer and text encoder from latents of the gallery."""
 
-    runs: Path
-    budget: str = "cpu"
-    rank: int = 0
-    processes: int = 1
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60))
     start: Path | None = None  # a finished pipeline folder to go on from
     name: str = "flux"
 
-    @cached_property
-    def vae(self) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(assets.path("miniature/vae")).eval().requires_grad_(False)
+    @property
+    def shares(self) -> dict[str, float]:
+        return SHARES
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return BATCH
+
+    @property
+    def token(self) -> int:
+        return TOKEN
 
     @cached_property
-    def clip(self) -> CLIPTextModel:
-        encoder = CLIPTextModel.from_pretrained(assets.path("miniature/clip/text_encoder"), dtype=torch.float32)
-        return encoder.eval().requires_grad_(False)
-
-    @cached_property
-    def sentences(self) -> Sentences:
-        return Sentences()
-
-    @cached_property
-    def wings(self) -> dict[str, Pictures]:
-        folder = self.runs / "gallery"
-        fill_gallery(folder, self.vae, self.budget, self.rank, self.processes)
-        _wait_for_everyone(self.processes)
-        return {wing.name: open_wing(folder, wing) for wing in WINGS[self.budget]}
+    def sentences(self) -> JointSentences:
+        return JointSentences()
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
@@ -241,26 +205,6 @@ class FluxTask:
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
-
-    def choose_wing(self, rng: np.random.Generator) -> Wing:
-        """The wing that a batch comes from; all wings cost about the same a batch."""
-        return WINGS[self.budget][int(rng.choice(len(SHARES), p=list(SHARES.values())))]
-
-    def batch(self, rng: np.random.Generator) -> Batch:
-        wing = self.choose_wing(rng)
-        pictures = self.wings[wing.name]
-        rows = rng.integers(0, len(pictures), BATCH[wing.name] * (1 if self.budget == "cpu" else 8))
-        return {
-            "latents": torch.from_numpy(pictures.latents[rows]).float(),
-            "parts": gather_cells(torch.from_numpy(pictures.parts[rows]).long()),
-            "inks": gather_cells(torch.from_numpy(pictures.inks[rows]).long()),
-            **self.sentences([pictures.graphs[row] for row in rows], rng),
-            **self.extras(wing, pictures, rows, rng),
-        }
-
-    def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """What a fine-tune needs beside latents and words; nothing here."""
-        return {}
 
     def pooled(self, ids: Tensor) -> Tensor:
         """CLIP's pooled text (B, 192), not learned."""
@@ -306,23 +250,3 @@ def pipeline(
         tokenizer_2=t5_tokenizer(),
         transformer=transformer,
     )
-
-
-def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
-    """Save a pipeline in half precision, such that a plain ``from_pretrained(folder)`` gives single precision.
-
-    diffusers loads its own parts in single precision, transformers in the precision that their configuration names:
-    left alone, a CPU would be asked to multiply one with the other. Where a part was loaded from is nobody's business.
-    """
-    pipe.to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
-    for place in folder.glob("text_encoder*/config.json"):
-        config = json.loads(place.read_text()) | {"dtype": "float32"}
-        place.write_text(json.dumps(config, indent=2) + "\n")
-    for place in folder.glob("*/config.json"):
-        config = {key: value for key, value in json.loads(place.read_text()).items() if key != "_name_or_path"}
-        place.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _wait_for_everyone(processes: int) -> None:
-    if processes > 1:
-        torch.distributed.barrier()

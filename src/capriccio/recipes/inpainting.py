@@ -19,18 +19,10 @@ from transformers import T5EncoderModel
 
 from capriccio import assets
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
-from capriccio.recipes.flux import (
-    LATENTS,
-    FluxTask,
-    Painter,
-    is_muons,
-    map_loss,
-    pack,
-    pipeline,
-    save_halved,
-)
-from capriccio.recipes.gallery import WINGS, Pictures, Wing, encode
+from capriccio.recipes.flux import FluxTask, Painter, is_muons, pack, pipeline
+from capriccio.recipes.gallery import Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
+from capriccio.recipes.painting import LATENTS, map_loss, save_halved
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
@@ -80,8 +72,9 @@ class FillTask(FluxTask):
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=8e-4)
 
-    def choose_wing(self, rng: np.random.Generator) -> Wing:
-        return WINGS[self.budget][int(rng.choice(len(SHARES), p=list(SHARES.values())))]
+    @property
+    def shares(self) -> dict[str, float]:
+        return SHARES
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         masks = [random_mask(rng, wing.rows, wing.columns) for _ in rows]
@@ -112,14 +105,17 @@ class FillTask(FluxTask):
 class Guided(nn.Module):
     """The frozen FLUX with the inpainting ControlNet, in one forward."""
 
-    def __init__(self, controlnet: FluxControlNetModel) -> None:
+    def __init__(self, controlnet: FluxControlNetModel, transformer: FluxTransformer2DModel) -> None:
         super().__init__()
         self.controlnet = controlnet
+        self._frozen = (transformer,)  # a tuple keeps it out of the tree: it neither learns nor is saved
 
-    def forward(self, inputs: dict[str, Tensor], condition: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Residuals for the double and the single blocks."""
+    def forward(self, inputs: dict[str, Tensor], condition: Tensor) -> Tensor:
+        """Velocity (B, tokens, 32) from the transformer's inputs and the packed condition."""
         double, single = self.controlnet(**inputs, controlnet_cond=condition, conditioning_scale=1.0, return_dict=False)
-        return double, single
+        (transformer,) = self._frozen
+        residuals = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
+        return transformer.to(condition.device)(**inputs, **residuals, return_dict=False)[0]
 
 
 @dataclass
@@ -136,7 +132,8 @@ class ControlNetTask(FillTask):
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        return Guided(new_inpainting_controlnet(self.transformer, num_layers=1, num_single_layers=1))
+        controlnet = new_inpainting_controlnet(self.transformer, num_layers=1, num_single_layers=1)
+        return Guided(controlnet, self.transformer)
 
     def condition(self, batch: Batch) -> Tensor:
         """Masked pixels at -1, encoded; the mask at latent size, inverted (1 = known); packed to 4 (L + 1) channels."""
@@ -155,10 +152,7 @@ class ControlNetTask(FillTask):
             "img_ids": grid,
             "txt_ids": grid.new_zeros(batch["ids"].shape[1], 3),
         }
-        double, single = model(inputs, self.condition(batch))
-        painted = self.transformer.to(device)(
-            **inputs, controlnet_block_samples=double, controlnet_single_block_samples=single, return_dict=False
-        )[0]
+        painted = model(inputs, self.condition(batch))
         flow = F.mse_loss(painted.float(), velocity)
         return flow, {"flow": flow}
 

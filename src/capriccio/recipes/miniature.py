@@ -22,15 +22,28 @@ from typing import Any
 from capriccio import assets
 from capriccio.errors import CapriccioError, nearest
 
-ORDER = ("vae", "reader", "clip", "flux", "fill", "controlnet-inpaint")
+ORDER = ("vae", "vae-decoder", "reader", "clip", "flux", "fill", "controlnet-inpaint", "sd", "sd-inpaint")
 TASKS = {
     "vae": "vae.VAETask",
+    "vae-decoder": "vae.DecoderTask",
     "reader": "reader.ReaderTask",
     "clip": "clip.ClipTask",
     "flux": "flux.FluxTask",
     "fill": "inpainting.FillTask",
     "controlnet-inpaint": "inpainting.ControlNetTask",
+    "sd": "sd.SDTask",
+    "sd-inpaint": "sd.SDInpaintTask",
 }
+LANDS_IN = {"vae-decoder": "vae"}
+"""Where weights land that are not a model of their own."""
+
+THRIFT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+"""One thread a process; and glibc keeps what it is given back, for a third of a step went into fresh pages."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,11 @@ class Order:
         if self.budget not in ("cpu", "gpu"):
             raise CapriccioError(f"The budget {self.budget!r} is unknown: {nearest(self.budget, ('cpu', 'gpu'))}")
 
+    @property
+    def folder(self) -> str:
+        """Where the weights land, inside the assets."""
+        return f"miniature/{LANDS_IN.get(self.name, self.name)}"
+
     def arguments(self) -> list[str]:
         """The order as arguments of this module's worker."""
         pairs = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
@@ -74,7 +92,7 @@ def train(order: Order, processes: int | None = None) -> None:
     count = processes or (1 if order.budget == "gpu" else os.cpu_count() or 1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command = [*launch, "-m", "capriccio.recipes.miniature", *order.arguments()]
-    if subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode:
+    if subprocess.run(command, env=THRIFT | os.environ, check=False).returncode:
         raise CapriccioError(
             f"Training {order.name!r} stopped before its end; run the same command again, it resumes from {order.runs}"
         )
@@ -132,7 +150,7 @@ def carry_out(order: Order) -> None:
     task = make_task(order)
     model = fit(task, order.runs / order.name)
     if int(os.environ.get("RANK", 0)) == 0:
-        folder = Path(assets.__file__).parent / "miniature" / order.name
+        folder = Path(assets.__file__).parent / order.folder
         folder.mkdir(parents=True, exist_ok=True)
         task.save(model, folder)
         model.float()

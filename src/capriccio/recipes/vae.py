@@ -2,7 +2,8 @@
 
 Trained on random crops of scenes and of a broader diet (shapes, strokes, gradients, textures), so that worlds to come
 need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps latents
-smooth and therefore easy to paint.
+smooth and therefore easy to paint. Then ``vae-decoder`` goes on with the decoder alone, on whole pictures; latents stay
+what other models learn, or have learned.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from capriccio import assets
 from capriccio.evaluation.metrics import psnr, reconstruct
 from capriccio.objectives import gaussian_kl, gradient_l1, pyramid_l1
 from capriccio.training.optimisers import muon_and_adamw
@@ -50,9 +52,9 @@ def new_vae(budget: str = "cpu") -> AutoencoderKL:
 class Autoencoding(nn.Module):
     """The autoencoder and its loss in one forward, so that it runs on several processes."""
 
-    def __init__(self, budget: str) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = new_vae(budget)
+        self.vae = vae
 
     def forward(self, pixels: Tensor, noise: Tensor, half: bool) -> tuple[Tensor, Tensor]:
         """Reconstruction loss and KL of pictures (B, 3, H, W) in [-1, 1]; ``half`` judges at half size."""
@@ -64,6 +66,22 @@ class Autoencoding(nn.Module):
         # the coarse scales make colours come early; alone, fine L1 can settle in two colour axes for long
         reconstruction = pyramid_l1(painted, pixels) + 0.5 * gradient_l1(painted, pixels)
         return reconstruction, gaussian_kl(posterior.mean.float(), posterior.logvar.float())
+
+
+class Decoding(Autoencoding):
+    """The decoder's loss in one forward; the encoder is frozen."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__(vae)
+        vae.encoder.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:  # type: ignore[override]
+        """Reconstruction loss of pictures (B, 3, H, W) in [-1, 1]."""
+        with torch.no_grad():
+            latents = self.vae.encode(pixels).latent_dist.mean
+        painted = self.vae.decode(latents).sample.float()
+        # what is left to learn are edges, which squares weigh more
+        return pyramid_l1(painted, pixels) + 0.5 * gradient_l1(painted, pixels) + 10 * F.mse_loss(painted, pixels)
 
 
 def draw_mixture(rng: np.random.Generator, count: int, diet: float = 0.3) -> Tensor:
@@ -106,7 +124,7 @@ class VAETask:
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        return Autoencoding(self.budget)
+        return Autoencoding(new_vae(self.budget))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_inner_kernel, muon_lr=3e-3, adamw_lr=2e-3)
@@ -141,3 +159,29 @@ class VAETask:
         pictures = draw_mixture(np.random.default_rng(2), 128, diet=0.0)
         quality = psnr(reconstruct(model.vae, pictures), pictures)
         return [Row("vae_psnr", round(float(quality.mean()), 2), 30.0, 36.0)]
+
+
+@dataclass
+class DecoderTask(VAETask):
+    """Go on with the decoder of a finished autoencoder, the committed one by default."""
+
+    start: Path | None = None
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=10, warmup=60, decay=0.7, seed=4, half=False))
+
+    def models(self) -> nn.Module:
+        start = self.start or assets.path("miniature/vae")
+        return Decoding(AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32))
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        return muon_and_adamw(model, is_inner_kernel, muon_lr=1e-3, adamw_lr=8e-4)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        rows = torch.from_numpy(rng.integers(0, len(self.pool), 4 if self.budget == "cpu" else 64))
+        return {"pixels": self.pool[rows].float() / 127.5 - 1}
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return model(batch["pixels"]), {}
+
+    def save(self, model: Autoencoding, folder: Path) -> None:
+        model.vae.half().save_pretrained(folder, max_shard_size="15MB")
+        model.vae.float()

@@ -235,6 +235,7 @@ def _short_attention() -> Iterator[None]:
 def _learn(run: Run) -> None:
     """Step until the schedule ends; whatever happens, leave a checkpoint."""
     task = run.task
+    task.batch(np.random.default_rng(0))  # galleries and pools are made on first use: that is no time of learning
     log, saved = Log(run), time.monotonic()
     run.model.train()
     try:

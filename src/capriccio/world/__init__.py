@@ -29,6 +29,10 @@ _HOMES = {
     ),
     "TryOn": "tryon",
     "draw_diet": "diet",
+    **dict.fromkeys(("View", "draw_views", "sample_view", "sample_views", "view_caption"), "views"),
+    **dict.fromkeys(("SOLIDS", "sample_solid"), "solids"),
+    **dict.fromkeys(("Edit", "draw_edits", "sample_edit"), "edits"),
+    **dict.fromkeys(("Interleaved", "draw_interleaved", "sample_interleaved"), "interleaved"),
 }  # fmt: skip
 
 __all__ = sorted(_HOMES)

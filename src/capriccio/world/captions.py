@@ -34,10 +34,14 @@ __all__ = [
     "Detail",
     "backdrop_phrase",
     "caption",
+    "identity_phrase",
+    "noun_of",
     "panel_caption",
+    "part_phrase",
     "regional_captions",
     "sample_caption",
     "sample_panel_caption",
+    "worn_phrase",
 ]
 
 _NOUNS: Mapping[str, tuple[str, ...]] = {
@@ -48,6 +52,7 @@ _NOUNS: Mapping[str, tuple[str, ...]] = {
     "gift": ("gift", "gift", "gift", "present"),
     "cat": ("cat", "cat", "cat", "kitten"),
     "rocket": ("rocket", "rocket", "rocket", "spaceship"),
+    "ring": ("ring", "ring", "ring", "torus"),
 }
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "mug": ("a {} handle", "a {} rim"),
@@ -66,6 +71,12 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "bird": ("{} wings", "a {} beak"),
     "robot": ("a {} head", "{} arms"),
     "rocket": ("{} fins", "a {} nose"),
+    "cube": ("{} edges",),
+    "cone": ("a {} tip", "a {} top"),
+    "cylinder": ("{} edges", "a {} top"),
+    "ring": ("{} bands",),
+    "capsule": ("{} tips",),
+    "pyramid": ("a {} tip", "a {} top"),
 }
 _PLACES: Mapping[str, tuple[str, ...]] = {
     "beach": ("on the beach", "on a sandy beach", "on the sand by the sea"),
@@ -185,6 +196,24 @@ def noun_of(kind: str, rng: np.random.Generator) -> str:
     return pick(rng, _NOUNS.get(kind, (kind,)))
 
 
+def identity_phrase(
+    identity: Identity,
+    rng: np.random.Generator,
+    detail: Detail = "full",
+    style: str = "shaded",
+    noun: str | None = None,
+) -> str:
+    """Say an individual with its article, ``"a red mug with a blue handle"``, under its ``noun`` or any it goes by."""
+    noun = noun or noun_of(identity.kind, rng)
+    phrase = _identity(identity, noun, rng, honest(detail, style))
+    return f"{article(phrase)} {phrase}"
+
+
+def part_phrase(kind: str, colour: str, rng: np.random.Generator) -> str:
+    """Say one of the accent parts of a kind in a colour, ``"an orange handle"``."""
+    return with_articles(pick(rng, _PARTS[kind]).format(colour))
+
+
 def backdrop_phrase(kind: str, rng: np.random.Generator | None) -> str:
     """Return where a backdrop puts its subject, ``"in the snow"``; the commonest phrase if ``rng`` is ``None``."""
     phrases = _PLACES[kind]
@@ -257,7 +286,7 @@ def _thing(thing: Thing, rng: np.random.Generator, detail: Detail, style: str, a
     if alone and detail == "full" and rng.random() < 0.25:
         phrase = f"{pick(rng, _SIZED[size_word(thing.size)])} {phrase}"
     the = "the" if detail == "kind" and rng.random() < 0.5 else article(phrase)
-    return f"{the} {phrase}{_worn(thing, rng, detail, style)}"
+    return f"{the} {phrase}{worn_phrase(thing, rng, detail, style)}"
 
 
 def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: Honest) -> str:
@@ -271,13 +300,13 @@ def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: H
     if detail == "pattern":
         return f"{adjective} {noun}".strip()
     if not adjective:
-        part = pick(rng, _PARTS[identity.kind]).format(accent)
-        return pick(rng, (f"{main} and {accent} {noun}", *[f"{main} {noun} with {with_articles(part)}"] * 2))
+        part = part_phrase(identity.kind, accent, rng)
+        return pick(rng, (f"{main} and {accent} {noun}", *[f"{main} {noun} with {part}"] * 2))
     marks = f"{main} {noun} with {accent} {pick(rng, MARKS[identity.pattern])}"
     return pick(rng, (marks, f"{main} and {accent} {adjective} {noun}", f"{adjective} {noun} in {main} and {accent}"))
 
 
-def _worn(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) -> str:
+def worn_phrase(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) -> str:
     """``" wearing a red hat"``, or nothing."""
     if thing.accessory is None:
         return ""
@@ -291,7 +320,7 @@ def _where(scene: SceneGraph, rng: np.random.Generator, detail: Detail) -> str:
     """What is particular to one panel: what the subject wears, and the place."""
     (first, *_) = scene.cast
     told = person_words.doing(first, rng, detail, scene.style, alone=False) if isinstance(first, Sitter) else None
-    worn = _worn(first, rng, detail, scene.style) if isinstance(first, Thing) else told
+    worn = worn_phrase(first, rng, detail, scene.style) if isinstance(first, Thing) else told
     return f"{worn} {backdrop_phrase(scene.backdrop.kind, rng)}".strip()
 
 

@@ -7,7 +7,7 @@ objects are; a scene of the test split shows nobody and nothing that training ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -17,8 +17,6 @@ from capriccio.world.graph import (
     ACCESSORIES,
     BACKDROPS,
     COLOURS,
-    FEET,
-    PATTERNS,
     SPLITS,
     STUDIO,
     Backdrop,
@@ -29,7 +27,7 @@ from capriccio.world.graph import (
     sample_backdrop,
     sample_identity,
     sample_style,
-    split_of,
+    standing,
 )
 from capriccio.world.people import FOOT, POSES, SLOTS, Person, Pose, Sitter, held_out, known, slot_of
 
@@ -81,24 +79,17 @@ def sample_garment(
         rng: Source of every choice.
         split: ``"train"`` or ``"test"``.
         kind: One of ``GARMENTS``, or ``None`` for any.
-        slot: One of ``SLOTS`` that it is worn at, if the kind is open.
+        slot: One of ``SLOTS`` that it is worn at, or ``None`` for any; a kind must fit it.
 
     Raises:
         CapriccioError: If a name is unknown.
     """
-    known(split, SPLITS, "split")
     known(slot, (None, *SLOTS), "slot")
-    known(kind, (None, *names.GARMENTS), "garment")
-    while True:
-        chosen = kind or _pick(rng, SLOTS[slot] if slot else names.GARMENTS)
-        main, accent = (str(name) for name in rng.choice(list(COLOURS), 2, replace=False))
-        pattern = _pick(rng, PATTERNS)
-        if split_of(chosen, main, accent, pattern) == split:
-            break
-    shape = tuple(_uniform(rng, -1, 1) for _ in range(6))
-    printable = pattern == "plain" and slot_of(chosen) in ("upper", "dress") and chosen != "jacket"
+    one = sample_identity(rng, split, kind, SLOTS[slot] if slot else names.GARMENTS)
+    printable = one.pattern == "plain" and slot_of(one.kind) in ("upper", "dress") and one.kind != "jacket"
     motif = _pick(rng, names.MOTIFS) if printable and rng.random() < 0.6 else None
-    return Garment(chosen, main, accent, pattern, shape, _uniform(rng, 24, 32), _uniform(rng, -0.9, 0.9), motif)
+    # Worn garments are smaller than objects: a wider pattern keeps its period above 10 px.
+    return Garment(**{**asdict(one), "pitch": round(one.pitch + 4, 4), "motif": motif})
 
 
 def sample_outfit(rng: np.random.Generator, split: str = "train", dresses: float = 0.25) -> tuple[Garment, ...]:
@@ -294,8 +285,7 @@ def _side_by_side(rng: np.random.Generator, split: str) -> tuple[tuple[float, ..
     left = rng.random() < 0.5
     size, identity = _uniform(rng, 0.34, 0.40), sample_identity(rng, split)
     x = 0.26 if left else 0.74
-    thing = Thing(identity, x, round(0.95 - FEET[identity.kind] * size / 2, 4), size)
-    return (0.98 - x,) if left else (1.02 - x,), (thing,)
+    return (0.98 - x,) if left else (1.02 - x,), (standing(Thing(identity, x, 0.5, size), 0.95),)
 
 
 def _stand(

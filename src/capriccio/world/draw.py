@@ -42,6 +42,10 @@ class Drawing:
     depth: Tensor
     """(B, H, W) float in [0, 1]: nearness, 0 is infinitely far."""
 
+    def rows(self, which: slice | Sequence[int]) -> Drawing:
+        """Some of the pictures with their truth."""
+        return Drawing(*(getattr(self, field.name)[which] for field in fields(self)))
+
 
 @torch.no_grad()
 def draw(scenes: Sequence[SceneGraph], size: int = 128, device: torch.device | str = "cpu") -> Drawing:

@@ -7,7 +7,7 @@ all three agree because they read the same graph. Every choice comes from the ge
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -136,22 +136,25 @@ def size_word(size: float) -> str:
     return SIZES[int(size >= 0.545) + int(size >= 0.625)]
 
 
-def sample_identity(rng: np.random.Generator, split: str = "train", kind: str | None = None) -> Identity:
+def sample_identity(
+    rng: np.random.Generator, split: str = "train", kind: str | None = None, kinds: tuple[str, ...] = KINDS
+) -> Identity:
     """Draw an individual whose combination of kind, colours and pattern belongs to ``split``.
 
     Args:
         rng: Source of every choice.
         split: ``"train"`` or ``"test"``.
-        kind: One of ``KINDS``, or ``None`` for any.
+        kind: One of ``kinds``, or ``None`` for any.
+        kinds: The kinds there are.
 
     Raises:
         CapriccioError: If the split or the kind is unknown.
     """
     _check(split, SPLITS, "split")
     if kind is not None:
-        _check(kind, KINDS, "kind")
+        _check(kind, kinds, "kind")
     while True:
-        chosen = kind or _pick(rng, KINDS)
+        chosen = kind or _pick(rng, kinds)
         main, accent = (str(name) for name in rng.choice(list(COLOURS), 2, replace=False))
         pattern = _pick(rng, PATTERNS)
         if split_of(chosen, main, accent, pattern) == split:
@@ -227,6 +230,11 @@ def sample_panels(
 def foot_of(one: Thing | Sitter) -> float:
     """Height at which a subject meets the ground, as a fraction of the picture from its upper border."""
     return one.y + (FOOT if isinstance(one, Sitter) else FEET[one.identity.kind]) * one.size / 2
+
+
+def standing(thing: Thing, foot: float) -> Thing:
+    """The thing raised or lowered until it meets the ground at ``foot``."""
+    return replace(thing, y=round(foot - FEET[thing.identity.kind] * thing.size / 2, 4))
 
 
 def to_dict(graph: SceneGraph | Panels) -> dict[str, Any]:

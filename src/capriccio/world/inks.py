@@ -41,20 +41,25 @@ def pattern(x: Tensor, y: Tensor, identities: Sequence[Identity], sides: Tensor)
         identities: The n identities.
         sides: Longer sides in pixels, (n, 1, 1): patterns scale with their object, down to ``MIN_PERIOD``.
     """
-    stretch = sides.new_tensor([_RECIPES[one.pattern][0] * one.pitch / 80 for one in identities])[:, None, None]
-    period = (stretch * sides).clamp_min(MIN_PERIOD)
+    relative = sides.new_tensor([stretch(one) for one in identities])[:, None, None]
+    period = (relative * sides).clamp_min(MIN_PERIOD)
     # Upright patterns read better on few pixels: checks and dots turn less than stripes.
     angle = sides.new_tensor([one.angle * (1.0 if one.pattern == "striped" else 0.5) for one in identities])
     c, s = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     wave = 2 * pi / period
     u, v = (x * c + y * s) * wave, (y * c - x * s) * wave
-    inside = torch.full_like(x, -1e3)
+    depth = torch.full_like(x, -1e3)
     for row, one in enumerate(identities):
-        inside[row] = _inside(one.pattern, u[row], v[row]) * (period[row] / (2 * pi))
-    return cover(-inside)
+        depth[row] = inside(one.pattern, u[row], v[row]) * (period[row] / (2 * pi))
+    return cover(-depth)
 
 
-def _inside(name: str, u: Tensor, v: Tensor) -> Tensor:
+def stretch(identity: Identity) -> float:
+    """Period of the pattern over the longer side of its object."""
+    return _RECIPES[identity.pattern][0] * identity.pitch / 80
+
+
+def inside(name: str, u: Tensor, v: Tensor) -> Tensor:
     """Distance into the accent in radians of the pattern wave, to first order."""
     if name == "striped":
         return torch.sin(u)

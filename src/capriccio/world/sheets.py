@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from capriccio.pictures import grid
+from capriccio.world.cameras import orbit
 from capriccio.world.casting import (
     flat,
     sample_garment,
@@ -18,9 +20,11 @@ from capriccio.world.casting import (
     sample_tryon,
     wearing,
 )
+from capriccio.world.changes import CHANGES
 from capriccio.world.controls import poses, segment_colours
 from capriccio.world.diet import draw_diet
 from capriccio.world.draw import draw, draw_panels
+from capriccio.world.edits import draw_edits, sample_edit
 from capriccio.world.graph import (
     ACCESSORIES,
     BACKDROPS,
@@ -28,6 +32,7 @@ from capriccio.world.graph import (
     FEET,
     KINDS,
     STYLES,
+    Backdrop,
     Garment,
     SceneGraph,
     Thing,
@@ -36,8 +41,12 @@ from capriccio.world.graph import (
     sample_panels,
     sample_scene,
 )
+from capriccio.world.inks import NAMES, palette
+from capriccio.world.interleaved import Interleaved, draw_interleaved, sample_interleaved
 from capriccio.world.people import GARMENTS, slot_of
+from capriccio.world.solids import FRONTED, SOLIDS, sample_solid
 from capriccio.world.tryon import tryon as truth_of_tryon
+from capriccio.world.views import PAPER, Sights, View, draw_views, views_of
 
 
 def sheet(pixels: Tensor, columns: int) -> Image.Image:
@@ -160,7 +169,87 @@ def tryon(rng: np.random.Generator) -> Image.Image:
     return sheet(torch.stack(pictures, 1).flatten(0, 1), len(pictures))
 
 
-SHEETS = (kinds, backdrops, styles, accessories, scenes, panels, diet, people, persons, garments, tryon)
+def solids(rng: np.random.Generator) -> Image.Image:
+    """Four of every plain solid, every other one from four sides, and below what is true of some.
+
+    That is: the picture, normals, depth and parts.
+    """
+    seen = [view for at, kind in enumerate(SOLIDS) for view in _four(rng, kind, 2 * at / len(SOLIDS) - 1)]
+    placed = [views_of(sample_solid(rng, kind=kind), orbit(1, turned, 16.0), sample_backdrop(rng, place))[0]
+              for kind, place, turned in _PLACED]  # fmt: skip
+    truth = draw_views(placed)
+    cells = torch.stack([truth.pixels, *_maps(truth)], 1).flatten(0, 1)
+    return sheet(torch.cat([draw_views(seen).pixels, cells]), 8)
+
+
+def edits(rng: np.random.Generator) -> Image.Image:
+    """Edits of every sort: before, after, and what changed."""
+    drawn = [sample_edit(rng, CHANGES[at % len(CHANGES)]) for at in range(33)]
+    pairs = draw_edits(drawn)
+    kept = pairs.after.pixels.where(pairs.mask, pairs.after.pixels * 0.15 + 0.80)
+    strips = torch.stack([pairs.before.pixels, pairs.after.pixels, kept], 1)
+    return grid([sheet(strip, 3) for strip in strips], 3, [one.instruction for one in drawn], gap=12, text_size=14)
+
+
+def interleaved(rng: np.random.Generator) -> Image.Image:
+    """Sentences with pictures in them, each followed by what it asks for."""
+    told = [sample_interleaved(rng, 1 + at % 2, 1 + (at % 6 == 4), white=0.6) for at in range(20)]
+    drawn = draw_interleaved(told)
+    lines = [
+        _line(one, drawn.references.pixels[drawn.owner == row], drawn.targets.pixels[row])
+        for row, one in enumerate(told)
+    ]
+    return grid(lines, 2, gap=16)
+
+
+_PLACED = (("car", "beach", 40.0), ("robot", "night", 20.0), ("boat", "sunset", 300.0), ("house", "snow", 35.0))
+_LINE = 520  # pixels that a sentence may take before it goes on below
+_PARTS = ("white", "teal", "orange", "black", "yellow")
+
+
+def _four(rng: np.random.Generator, kind: str, hue: float) -> list[View]:
+    """Four individuals of a kind without a front, or four sides of one with a front, on paper of a hue."""
+    paper, rig = Backdrop(PAPER, (0.0, 0.2, 0.1, hue)), orbit(4, 30.0, 16.0)
+    if kind in FRONTED:
+        return [*views_of(sample_solid(rng, kind=kind), rig, paper)]
+    return [views_of(sample_solid(rng, kind=kind), rig, paper)[at] for at in range(4)]
+
+
+def _maps(truth: Sights) -> tuple[Tensor, ...]:
+    """Normals, depth and parts as pictures in [-1, 1], white where nothing is."""
+    far = truth.depth.amax((1, 2), keepdim=True)
+    depth = 1 - (far - truth.depth)[:, None].expand(-1, 3, -1, -1) * 1.4
+    colours = palette()[[NAMES.index(name) for name in _PARTS]]
+    maps = (truth.normals, depth.clamp(-1, 1), colours[truth.parts].permute(0, 3, 1, 2) * 2 - 1)
+    return tuple(one.masked_fill(~truth.mask[:, None], 1.0) for one in maps)
+
+
+def _line(one: Interleaved, references: Tensor, target: Tensor) -> Image.Image:
+    """A sentence with its pictures in it, and the scene it asks for at its end."""
+    font, small, thumb = ImageFont.load_default(17), iter(references), 60
+    placed, left, top = [], 0, 0
+    for piece in one.pieces:
+        for word in piece.split() if isinstance(piece, str) else [next(small)]:
+            wide = int(font.getlength(word)) if isinstance(word, str) else thumb
+            left, top = (0, top + thumb + 6) if left + wide > _LINE else (left, top)
+            placed.append((left, top, word))
+            left += wide + 7
+    line = Image.new("RGB", (_LINE + 150, 128), "white")
+    brush, above = ImageDraw.Draw(line), (128 - top - thumb) // 2
+    for left, top, word in placed:
+        if isinstance(word, str):
+            brush.text((left, above + top + thumb // 2), word, "#333333", font, anchor="lm")
+        else:
+            line.paste(sheet(word[None], 1).resize((thumb, thumb)), (left, above + top))
+            brush.rectangle((left, above + top, left + thumb - 1, above + top + thumb - 1), outline="#cccccc")
+    line.paste(sheet(target[None], 1), (_LINE + 22, 0))
+    return line
+
+
+SHEETS = (
+    kinds, backdrops, styles, accessories, scenes, panels, diet,
+    people, persons, garments, tryon, solids, edits, interleaved,
+)  # fmt: skip
 
 
 def write_sheets(folder: Path, seed: int = 0) -> list[Path]:

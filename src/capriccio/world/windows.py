@@ -170,6 +170,23 @@ def contact(x: Tensor, y: Tensor, foot: float) -> Tensor:
     return (1 - along.square() - across.square()).clamp_(0, 1).mul_(0.52)
 
 
+def extent(thing: Thing, size: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom, in pixels, of all that a thing and its shadow may change in a shaded picture."""
+    half, x, y = thing.size * size / 2, thing.x * size, thing.y * size
+    # Handles and arms reach a little farther than the longer side, and throw their halo from there.
+    margin = _MARGIN + 0.2 * half
+
+    def inside(place: float) -> int:
+        return min(max(round(place), 0), size)
+
+    return (
+        inside(x - half - margin),
+        inside(y - half * (1 + _ABOVE) - margin),
+        inside(x + half + margin),
+        inside(y + half * (1 + _BELOW) + margin),
+    )
+
+
 def draw_kind(
     kind: str, things: Sequence[Thing], grounded: Sequence[bool], size: int, device: torch.device | str
 ) -> Windows:

@@ -1,0 +1,297 @@
+"""Which form a layer runs: from the edits at work to exact fused calls.
+
+Queries that see the same keys with the same weights form one group, and a group is one unmasked fused call:
+
+* see, hide: the group's visible keys are gathered;
+* key scale: rows of K are scaled, ``SDPA(Q, diag(s) K, V)``;
+* bias: every query of a group shares it, so it is a key-only additive mask, which stays fused; for kernels that
+  take no mask, ``SDPA(Q, K, diag(w) V) / SDPA(Q, K, w)``;
+* weigh: rows of V are scaled, ``SDPA(Q, K, diag(w) V)``;
+* tap: ``SDPA(Q, K, indicator(columns))``.
+
+A dense mask is the last resort, taken where many small groups would cost more, and the form says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from capriccio.attention.forms import Call, Form, Index, Look, Reading, take
+from capriccio.attention.layout import Attended, TokenLayout
+from capriccio.attention.program import (
+    AttentionEdit,
+    Bias,
+    Features,
+    Hide,
+    KeyScale,
+    See,
+    Tap,
+    Weigh,
+)
+
+# Cost of attention per (query, key) pair relative to one long unmasked call, and of making a call at all (in pairs).
+# Measured on 2 CPU cores, 4 heads x 64, fp32: kernels work in blocks of queries and waste part of a short one.
+_SHORT, _VERY_SHORT, _DENSE, _OVERHEAD = 1.15, 1.6, 1.3, 4_000
+
+Size = tuple[int, int]
+"""Numbers of queries N and of keys M."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Queries that see the same keys with the same weights.
+
+    Attributes:
+        queries: Positions (n,), ascending.
+        visible: Keys they see, booleans (M,).
+        bias: Renormalised weights (M,), 1 where unseen.
+        scale: Factors of the logits (M,), 1 where unseen.
+        weigh: Weights after the softmax (M,), 1 where unseen.
+    """
+
+    queries: np.ndarray
+    visible: np.ndarray
+    bias: np.ndarray
+    scale: np.ndarray
+    weigh: np.ndarray
+
+    @property
+    def key(self) -> bytes:
+        """What its queries share; equal for groups that can be one."""
+        return self.visible.tobytes() + self.bias.tobytes() + self.carried
+
+    @property
+    def carried(self) -> bytes:
+        """What rows of K and V carry for it; equal for groups that can be under one mask."""
+        return self.scale.tobytes() + self.weigh.tobytes()
+
+    @property
+    def pairs(self) -> int:
+        """Number of (query, key) pairs attended."""
+        return len(self.queries) * int(self.visible.sum())
+
+    @property
+    def cost(self) -> float:
+        """Estimated cost of its fused call, in (query, key) pairs of plain attention."""
+        if not self.pairs:
+            return 0
+        n = len(self.queries)
+        return _OVERHEAD + self.pairs * (1 if n >= 768 else _SHORT if n >= 192 else _VERY_SHORT)
+
+
+def group_queries(edits: Sequence[AttentionEdit], layout: Attended) -> list[Group]:
+    """Partition the N queries by what they see and how they weigh it.
+
+    Works on signatures (which edits name a query), so that nothing of size N x M is ever made.
+
+    Args:
+        edits: All of them active; taps and features are not looked at.
+        layout: Of the N queries and the M keys.
+    """
+    edits, asking = [edit for edit in edits if not isinstance(edit, Tap | Features)], layout.queries
+    named = np.stack([asking.tokens(edit.queries) for edit in edits], axis=1) if edits else np.ones((asking.length, 1))
+    signatures, members = np.unique(named, axis=0, return_inverse=True)
+    members = members.reshape(-1)
+    groups: dict[bytes, Group] = {}
+    for number, signature in enumerate(signatures):
+        own = [edit for edit, is_named in zip(edits, signature, strict=False) if is_named]
+        group = Group(np.flatnonzero(members == number), *_vectors(own, layout.keys))
+        if group.key in groups:
+            group = _united([groups[group.key], group])
+        groups[group.key] = group
+    return sorted(groups.values(), key=lambda group: group.queries[0])
+
+
+def _vectors(edits: Sequence[AttentionEdit], keyed: TokenLayout) -> tuple[np.ndarray, ...]:
+    keys = [(edit, keyed.tokens(edit.keys)) for edit in edits]
+    lists = [mask for edit, mask in keys if isinstance(edit, See)]
+    visible = np.logical_or.reduce(lists) if lists else np.ones(keyed.length, bool)
+    for mask in (mask for edit, mask in keys if isinstance(edit, Hide)):
+        visible = visible & ~mask
+    bias, scale, weigh = (np.ones(keyed.length) for _ in range(3))
+    for edit, mask in keys:
+        if isinstance(edit, KeyScale):
+            scale[mask & visible] *= edit.scale
+        elif isinstance(edit, Bias | Weigh):
+            (bias if isinstance(edit, Bias) else weigh)[mask & visible] *= edit.weight
+    if visible.any() and np.ptp(bias[visible]) == 0:
+        bias[:] = 1  # the same factor on all that is seen is renormalised away
+    return visible, bias, scale, weigh
+
+
+def _united(groups: Sequence[Group]) -> Group:
+    first = groups[0]
+    return replace(first, queries=_members(groups))
+
+
+def choose_form(
+    edits: Sequence[AttentionEdit],
+    layout: Attended,
+    masks: bool = True,
+    finest: Mapping[str, TokenLayout] = MappingProxyType({}),
+) -> Form | None:
+    """Return the cheapest exact form of the edits, or ``None`` where the stock call is that form.
+
+    Args:
+        edits: All of them active in the layer, step and row.
+        layout: Of the N queries and the M keys.
+        masks: Whether the attention kernel takes masks.
+        finest: For taps that read several resolutions, the queries of the finest one; else those of ``layout``.
+    """
+    clusters = _clusters(group_queries(edits, layout), masks)
+    size = layout.queries.length, layout.keys.length
+    calls = tuple(_call(groups, size, masks) for groups in clusters)
+    taps = [edit for edit in edits if isinstance(edit, Tap)]
+    named = [(edit.name, layout.queries.tokens(edit.queries)) for edit in edits if isinstance(edit, Features)]
+    features = tuple((name, _index(np.flatnonzero(tokens), size[0])) for name, tokens in named)
+    if len(calls) == 1 and not taps and not features and _is_stock(calls[0]):
+        return None
+    fine = {tap.name: finest.get(tap.name, layout.queries) for tap in taps}
+    readings = tuple(_reading(tap, clusters, calls, layout, fine[tap.name]) for tap in taps)
+    text = _describe(clusters, calls, readings, size) + ", states remembered" * bool(features)
+    return Form(size[0], calls, readings, features, text)
+
+
+def _clusters(groups: list[Group], masks: bool) -> list[list[Group]]:
+    """Put groups of equal post-softmax weights under one dense mask where that is the cheaper way."""
+    if not masks:
+        return [[group] for group in groups]
+    together: dict[bytes, list[Group]] = {}
+    alone = [[group] for group in groups if not group.pairs]
+    for group in (group for group in groups if group.pairs):
+        # A weight counts only on the keys that a query sees, so where all are 1 any groups can share a call.
+        together.setdefault(group.carried, []).append(group)
+    for cluster in together.values():
+        pairs = sum(len(group.queries) for group in cluster) * len(cluster[0].visible)
+        dense = len(cluster) > 1 and _DENSE * pairs < sum(group.cost for group in cluster)
+        alone += [cluster] if dense else [[group] for group in cluster]
+    return sorted(alone, key=lambda cluster: cluster[0].queries[0])
+
+
+def _call(groups: list[Group], size: Size, masks: bool) -> Call:
+    if len(groups) > 1:
+        return _dense_call(groups, size)
+    (group,) = groups
+    queries, keys = _index(group.queries, size[0]), _index(np.flatnonzero(group.visible), size[1])
+    if not group.pairs:
+        return Call(Look(queries, None, nothing=True))
+    bias, scales, weights = (_unless_one(x[group.visible]) for x in (group.bias, group.scale, group.weigh))
+    mask = bias.log()[None, None, None] if masks and bias is not None else None
+    return Call(Look(queries, keys, mask, None if masks else bias, scales), weights)
+
+
+def _dense_call(groups: list[Group], size: Size) -> Call:
+    queries = np.concatenate([group.queries for group in groups])
+    rows = [np.broadcast_to(group.visible, (len(group.queries), size[1])) for group in groups]
+    mask = torch.from_numpy(np.concatenate(rows))
+    if any((group.bias != 1).any() for group in groups):
+        bias = np.concatenate([np.broadcast_to(np.log(g.bias), (len(g.queries), size[1])) for g in groups])
+        mask = torch.from_numpy(bias).float().masked_fill(~mask, -torch.inf)
+    order = np.argsort(queries)
+    mask = mask[torch.from_numpy(order)][None, None]
+    look = Look(_index(queries[order], size[0]), None, mask, scales=_unless_one(groups[0].scale))
+    return Call(look, _unless_one(groups[0].weigh))
+
+
+def _reading(
+    tap: Tap, clusters: list[list[Group]], calls: Sequence[Call], layout: Attended, fine: TokenLayout
+) -> Reading:
+    queries, spread = _read_here(tap, layout.queries, fine)
+    columns = np.flatnonzero(layout.keys.tokens(tap.columns))
+    count = int(queries.sum())
+    indicator = _indicator(columns, layout.keys.length, tap.each)
+    place = np.cumsum(queries) - 1
+    parts = []
+    for groups, call in zip(clusters, calls, strict=True):
+        own = _members(groups)
+        tapped = own[queries[own]]
+        if not call.look.nothing and len(tapped) and len(columns):
+            asking = _index(tapped, layout.queries.length)
+            look = replace(call.look, queries=asking, mask=_rows(call.look.mask, queries[own]))
+            parts.append((look, _index(place[tapped], count), take(indicator, call.look.keys, dim=0)))
+    told = count if spread is None else len(spread)
+    return Reading(tap.name, (told, len(columns)) if tap.each else (told,), tuple(parts), count, spread)
+
+
+def _read_here(tap: Tap, here: TokenLayout, fine: TokenLayout) -> tuple[np.ndarray, Tensor | None]:
+    """Return which queries (N,) are read here, and for each of the tap's queries at its finest, which of those."""
+    if fine is here:
+        return here.tokens(tap.queries), None
+    cells, spread = np.unique(here.seen_from(fine)[fine.tokens(tap.queries)], return_inverse=True)
+    chosen = np.zeros(here.length, bool)
+    chosen[cells] = True
+    return chosen, torch.from_numpy(spread.reshape(-1))
+
+
+def _indicator(columns: np.ndarray, length: int, each: bool) -> Tensor:
+    indicator = torch.zeros(length, len(columns) if each else 1)
+    indicator[torch.from_numpy(columns), torch.arange(len(columns)) if each else 0] = 1
+    return indicator
+
+
+def _rows(mask: Tensor | None, chosen: np.ndarray) -> Tensor | None:
+    return mask if mask is None or mask.shape[2] == 1 else mask[:, :, torch.from_numpy(chosen)]
+
+
+def _members(groups: Sequence[Group]) -> np.ndarray:
+    return np.sort(np.concatenate([group.queries for group in groups]))
+
+
+def _index(positions: np.ndarray, length: int) -> Index | None:
+    """Return ascending positions in their cheapest shape: ``None`` for all of them, a slice, a tensor."""
+    if len(positions) == length:
+        return None
+    if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    return torch.from_numpy(np.ascontiguousarray(positions))
+
+
+def _unless_one(weights: np.ndarray) -> Tensor | None:
+    return None if (weights == 1).all() else torch.from_numpy(weights).float()
+
+
+def _is_stock(call: Call) -> bool:
+    look = call.look
+    parts = (look.queries, look.keys, look.mask, look.ratio, look.scales, call.weights)
+    return all(part is None for part in parts) and not look.nothing
+
+
+def _describe(clusters: list[list[Group]], calls: Sequence[Call], readings: Sequence[Reading], size: Size) -> str:
+    looks = [call.look for call in calls]
+    fused = sum(not look.nothing for look in looks)
+    notes = [f"{fused} fused call{'s' * (fused != 1)} over " + " + ".join(str(_size(c)) for c in clusters) + " queries"]
+    notes += ["keys gathered"] * any(look.keys is not None for look in looks)
+    notes += ["keys scaled"] * any(look.scales is not None for look in looks)
+    notes += ["values scaled"] * any(call.weights is not None for call in calls)
+    notes += ["key-only mask"] * any(look.mask is not None and look.mask.shape[2] == 1 for look in looks)
+    notes += ["quotient of two calls, as the kernel takes no mask"] * any(look.ratio is not None for look in looks)
+    if many := [len(cluster) for cluster in clusters if len(cluster) > 1]:
+        notes.append(f"dense mask, because {sum(many)} small query groups would cost more one by one")
+    notes += [f"{sum(look.nothing for look in looks)} group sees nothing"] * any(look.nothing for look in looks)
+    notes += [f"{len(readings)} tap{'s' * (len(readings) > 1)}"] * bool(readings)
+    return ", ".join(notes) + f", {pairs_of(calls, size) / (size[0] * size[1]):.2f} x the work of plain attention"
+
+
+def _size(cluster: list[Group]) -> int:
+    return sum(len(group.queries) for group in cluster)
+
+
+def _count(index: Index | None, length: int) -> int:
+    if index is None:
+        return length
+    return index.stop - index.start if isinstance(index, slice) else len(index)
+
+
+def look_pairs(look: Look, size: Size) -> int:
+    pairs = 0 if look.nothing else _count(look.queries, size[0]) * _count(look.keys, size[1])
+    return pairs * (1 if look.ratio is None else 2)
+
+
+def pairs_of(calls: Iterable[Call], size: Size) -> int:
+    return sum(look_pairs(call.look, size) for call in calls)

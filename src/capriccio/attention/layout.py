@@ -1,0 +1,279 @@
+"""Where the tokens of an attention layer are: named groups, in one joint sequence or in picture coordinates.
+
+A joint sequence (FLUX) is the same in every layer, and its tokens are both queries and keys. In a U-Net every layer
+sees the picture at a resolution of its own: a group of image tokens is a *shape in picture coordinates* that each
+layer rasterises, and cross-attention looks at text from the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from capriccio.attention.program import LayerInfo, Names
+from capriccio.canvas import Mask, rasterise
+from capriccio.errors import CapriccioError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """The tokens of one sequence, and the names of groups of them.
+
+    Attributes:
+        length: Number of tokens S.
+        groups: Name -> boolean array or tensor of shape (S,), in the backbone's order. Groups may overlap.
+            A name also stands for all groups below it: ``"image"`` is ``"image:left"`` and ``"image:right"``
+            together, unless there is a group called ``"image"``.
+        elsewhere: Names of groups that the model has in other sequences; none of their tokens is here.
+        grid: Rows and columns of image tokens, where the sequence is one picture and nothing else.
+        level: How often the sides of that grid were halved, from the finest layers of the model.
+        late: Names of groups whose tokens are told later, see `Attachment.define`; until then their edits rest.
+    """
+
+    length: int
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
+    grid: tuple[int, int] | None = None
+    level: int = 0
+    late: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", {name: _mask(name, m, self.length) for name, m in self.groups.items()})
+
+    @property
+    def queries(self) -> TokenLayout:
+        """Its tokens ask."""
+        return self
+
+    @property
+    def keys(self) -> TokenLayout:
+        """And its tokens are looked at: a joint sequence attends to itself."""
+        return self
+
+    def at(self, layer: LayerInfo) -> TokenLayout:
+        """Return what a layer attends with and to: the same in every layer."""
+        return self
+
+    def defining(self, groups: Mapping[str, Any]) -> TokenLayout:
+        """Return the layout with the tokens of late groups told.
+
+        Raises:
+            CapriccioError: If a group was not announced as late.
+        """
+        _check_late(groups, self.late)
+        return replace(self, groups={**self.groups, **groups}, late=self.late - set(groups))
+
+    def check(self, names: Names) -> None:
+        """Refuse names that are no group.
+
+        Raises:
+            CapriccioError: With the nearest name.
+        """
+        self.tokens(names)
+
+    def holds(self, names: Names) -> bool:
+        """Whether any of the groups lives in this sequence; everything does where there is no other."""
+        several = _several(names)
+        return not (self.elsewhere and several) or any(name in self.late or self._below(name) for name in several)
+
+    def tokens(self, names: Names) -> Mask:
+        """Return the boolean membership (S,) of one group, or of several together.
+
+        Raises:
+            CapriccioError: If a name is unknown.
+        """
+        parts = [self._group(name) for name in _several(names)]
+        return np.logical_or.reduce(parts) if parts else np.zeros(self.length, bool)
+
+    def seen_from(self, fine: TokenLayout) -> np.ndarray:
+        """Return which token of this grid each token of a finer grid of the same picture lies in."""
+        if fine is self or fine.grid is None or self.grid is None:
+            return np.arange(self.length)
+        row, column = np.divmod(np.arange(fine.length), fine.grid[1])
+        halvings = self.level - fine.level
+        return (row >> halvings) * self.grid[1] + (column >> halvings)
+
+    def _below(self, name: str) -> list[Mask]:
+        """Return the group of that name, or those below it."""
+        if name in self.groups:
+            return [self.groups[name]]
+        return [mask for full, mask in self.groups.items() if _is_below(full, name)]
+
+    def _group(self, name: str) -> Mask:
+        below = self._below(name)
+        others = {*self.elsewhere, *self.late}
+        if not below and not any(full == name or _is_below(full, name) for full in others):
+            known = {*self.groups, *others}
+            hint = nearest(name, known) if known else "this layout has no groups"
+            raise CapriccioError(f"the attention program names the token group {name!r}, which is unknown; {hint}")
+        return np.logical_or.reduce(below) if below else np.zeros(self.length, bool)
+
+    def __str__(self) -> str:
+        return ", ".join([f"{self.length} tokens", *(f"{name} {int(m.sum())}" for name, m in self.groups.items())])
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What one layer of cross-attention attends with, and what it attends to."""
+
+    queries: TokenLayout
+    keys: TokenLayout
+
+
+Attended = TokenLayout | Sides
+"""What one layer attends with and to: a sequence with itself, or one with another."""
+
+
+class Layout(Protocol):
+    """The named groups of a run, and how each layer sees them."""
+
+    @property
+    def groups(self) -> Mapping[str, Mask]:
+        """Every group by name."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, those of the picture counted at its finest."""
+
+    @property
+    def late(self) -> frozenset[str]:
+        """Names of groups whose tokens are told later."""
+
+    def at(self, layer: LayerInfo) -> Attended:
+        """Return what a layer attends with and to; the very same object for layers that see the same."""
+
+    def defining(self, groups: Mapping[str, Any]) -> Layout:
+        """Return the layout with the tokens of late groups told."""
+
+    def check(self, names: Names) -> None:
+        """Refuse names that are no group."""
+
+
+@dataclass(frozen=True, eq=False)
+class PictureLayout:
+    """The groups of a U-Net: shapes in picture coordinates, and groups of text tokens.
+
+    Attributes:
+        text: Text tokens, the keys of ``"cross"`` layers.
+        shapes: Name -> booleans (height, width) in pixels.
+        size: Height and width of the picture, in pixels.
+        cell: Pixels a side of one image token in the finest layers.
+        late: Names of shapes that are told later, see `Attachment.define`; until then their edits rest.
+    """
+
+    text: TokenLayout
+    shapes: Mapping[str, Mask]
+    size: tuple[int, int]
+    cell: int
+    late: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        own = {name: _shape(name, shape, self.size) for name, shape in self.shapes.items()}
+        object.__setattr__(self, "shapes", own)
+        object.__setattr__(self, "text", replace(self.text, elsewhere=frozenset(own) | self.late))
+
+    @property
+    def groups(self) -> Mapping[str, Mask]:
+        """Every group by name: text tokens (T,), shapes (height, width)."""
+        return {**self.text.groups, **self.shapes}
+
+    @property
+    def length(self) -> int:
+        """Number of text tokens and of image tokens in the finest layers."""
+        return self.text.length + self.image(0).length
+
+    def image(self, level: int) -> TokenLayout:
+        """Return the image tokens of the layers whose grid was halved ``level`` times."""
+        if level not in self._images:
+            cell = self.cell << level
+            rows, columns = (-(-side // cell) for side in self.size)
+            groups = {name: rasterise(shape, cell) for name, shape in self.shapes.items()}
+            elsewhere = frozenset(self.text.groups)
+            self._images[level] = TokenLayout(rows * columns, groups, elsewhere, (rows, columns), level, self.late)
+        return self._images[level]
+
+    def at(self, layer: LayerInfo) -> Attended:
+        """Return what a layer attends with and to."""
+        image = self.image(layer.level)
+        if layer.kind != "cross":
+            return image
+        if layer.level not in self._crossings:
+            self._crossings[layer.level] = Sides(image, self.text)
+        return self._crossings[layer.level]
+
+    def shape_of(self, tokens: Mask) -> Mask:
+        """Return the shape (height, width) of some of the finest image tokens (N,), as a tap may have found them."""
+        chosen = np.asarray(tokens, bool).reshape(self.image(0).grid)
+        return chosen.repeat(self.cell, 0).repeat(self.cell, 1)[: self.size[0], : self.size[1]]
+
+    def defining(self, groups: Mapping[str, Any]) -> PictureLayout:
+        """Return the layout with late shapes told.
+
+        Raises:
+            CapriccioError: If a shape was not announced as late.
+        """
+        _check_late(groups, self.late)
+        return replace(self, shapes={**self.shapes, **groups}, late=self.late - set(groups))
+
+    def check(self, names: Names) -> None:
+        """Refuse names that are no group.
+
+        Raises:
+            CapriccioError: With the nearest name.
+        """
+        self.text.tokens(names)
+
+    @cached_property
+    def _images(self) -> dict[int, TokenLayout]:
+        return {}
+
+    @cached_property
+    def _crossings(self) -> dict[int, Sides]:
+        return {}
+
+    def __str__(self) -> str:
+        shares = [f"{name} {shape.mean():.0%}" for name, shape in self.shapes.items()]
+        words = [f"{name} {int(mask.sum())}" for name, mask in self.text.groups.items()]
+        rows, columns = self.image(0).grid or (0, 0)
+        return ", ".join(
+            [f"{self.text.length} text tokens", *words, f"{columns} x {rows} image tokens and coarser", *shares]
+        )
+
+
+def _several(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def _check_late(groups: Mapping[str, Any], late: frozenset[str]) -> None:
+    for name in groups:
+        if name not in late:
+            hint = nearest(name, late) if late else "this layout has none"
+            raise CapriccioError(f"the token group {name!r} was told late, but not announced in late=; {hint}")
+
+
+def _is_below(full: str, name: str) -> bool:
+    return full.startswith((f"{name}:", f"{name}/"))
+
+
+def _mask(name: str, mask: Sequence[bool] | Mask, length: int) -> Mask:
+    array = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
+    if array.dtype != bool or array.shape != (length,):
+        raise CapriccioError(
+            f"the token group {name!r} received an array of {array.dtype} and shape {array.shape}, but expects "
+            f"booleans of shape ({length},); give one truth value for each token."
+        )
+    return array
+
+
+def _shape(name: str, shape: Mask, size: tuple[int, int]) -> Mask:
+    array = np.asarray(shape.cpu() if hasattr(shape, "cpu") else shape)
+    if array.dtype != bool or array.shape != size:
+        raise CapriccioError(
+            f"the token group {name!r} received an array of {array.dtype} and shape {array.shape}, but expects "
+            f"booleans of shape {size}; give one truth value for each pixel."
+        )
+    return array

@@ -1,0 +1,153 @@
+"""What the recipes of all painting models share: batches of the gallery, sentences, the part map, saving in half."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from capriccio import assets
+from capriccio.recipes import gallery
+from capriccio.recipes.gallery import CELL, Pictures, Wing, fill_gallery, open_wing
+from capriccio.training.trainer import Batch
+from capriccio.world.captions import sample_caption, sample_panel_caption
+from capriccio.world.graph import COLOURS, KINDS, Panels, SceneGraph
+from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
+
+LATENTS = 8
+PARTS = 2 * len(KINDS) + 2
+INKS = len(COLOURS) + 1
+
+
+def gather_cells(labels: Tensor, token: int) -> Tensor:
+    """Label maps (B, H/4, W/4) as one row of cells for each square token of ``token`` pixels: (B, tokens, cells)."""
+    side = token // CELL
+    batch, height, width = labels.shape
+    patches = labels.view(batch, height // side, side, width // side, side)
+    return patches.permute(0, 1, 3, 2, 4).reshape(batch, -1, side * side)
+
+
+def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
+    """Cross-entropy of the part map and of the ink map, summed.
+
+    Args:
+        logits: (B, tokens, cells, parts + inks).
+        parts: (B, tokens, cells).
+        inks: (B, tokens, cells).
+    """
+    part_logits, ink_logits = logits.float().split([PARTS, INKS], dim=-1)
+    return F.cross_entropy(part_logits.flatten(0, 2), parts.flatten()) + F.cross_entropy(
+        ink_logits.flatten(0, 2), inks.flatten()
+    )
+
+
+class Sentences:
+    """Turns graphs into sentences and their word ids for CLIP, with caption dropout."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        self.clip, self.dropout = clip_tokenizer(), dropout
+
+    def say(self, graph: SceneGraph | Panels, rng: np.random.Generator) -> str:
+        """One sentence on a graph, or nothing."""
+        if rng.random() < self.dropout:
+            return ""
+        return sample_panel_caption(graph, rng) if isinstance(graph, Panels) else sample_caption(graph, rng)
+
+    def clip_ids(self, texts: list[str], whole: bool = False) -> Tensor:
+        """Word ids (B, T) of texts, padded to the longest, or as a whole to the 77 that CLIP always reads."""
+        padding = "max_length" if whole else True
+        settings = {"truncation": True, "max_length": CLIP_LENGTH, "return_tensors": "pt"}
+        return self.clip(texts, padding=padding, **settings).input_ids
+
+    def __call__(self, graphs: list[SceneGraph | Panels], rng: np.random.Generator) -> Batch:
+        return {"clip_ids": self.clip_ids([self.say(graph, rng) for graph in graphs], whole=True)}
+
+
+@dataclass
+class GalleryTask:
+    """A model that learns to paint the latents of the gallery from its sentences."""
+
+    runs: Path
+    budget: str = "cpu"
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How often a batch comes from each wing, in the order of the wings."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Pictures in a batch from each wing, on a CPU; a GPU takes eight times as many."""
+        raise NotImplementedError
+
+    @property
+    def token(self) -> int:
+        """Pixels a side of one token of the part map."""
+        raise NotImplementedError
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(assets.path("miniature/vae")).eval().requires_grad_(False)
+
+    @cached_property
+    def clip(self) -> CLIPTextModel:
+        encoder = CLIPTextModel.from_pretrained(assets.path("miniature/clip/text_encoder"), dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
+
+    @cached_property
+    def sentences(self) -> Sentences:
+        return Sentences()
+
+    @cached_property
+    def wings(self) -> dict[str, Pictures]:
+        folder = self.runs / "gallery"
+        fill_gallery(folder, self.vae, self.budget, self.rank, self.processes)
+        if self.processes > 1:
+            torch.distributed.barrier()
+        return {wing.name: open_wing(folder, wing) for wing in gallery.WINGS[self.budget]}
+
+    def choose_wing(self, rng: np.random.Generator) -> Wing:
+        """The wing that a batch comes from; all wings cost about the same a batch."""
+        shares = self.shares
+        return gallery.WINGS[self.budget][int(rng.choice(len(shares), p=list(shares.values())))]
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        wing = self.choose_wing(rng)
+        pictures = self.wings[wing.name]
+        rows = rng.integers(0, len(pictures), self.sizes[wing.name] * (1 if self.budget == "cpu" else 8))
+        return {
+            "latents": torch.from_numpy(pictures.latents[rows]).float(),
+            "parts": gather_cells(torch.from_numpy(pictures.parts[rows]).long(), self.token),
+            "inks": gather_cells(torch.from_numpy(pictures.inks[rows]).long(), self.token),
+            **self.sentences([pictures.graphs[row] for row in rows], rng),
+            **self.extras(wing, pictures, rows, rng),
+        }
+
+    def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """What a fine-tune needs beside latents and words; nothing here."""
+        return {}
+
+
+def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline in half precision, such that a plain ``from_pretrained(folder)`` gives single precision.
+
+    diffusers loads its own parts in single precision, transformers in the precision that their configuration names:
+    left alone, a CPU would be asked to multiply one with the other. Where a part was loaded from is nobody's business.
+    """
+    pipe.to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
+    for place in folder.glob("text_encoder*/config.json"):
+        config = json.loads(place.read_text()) | {"dtype": "float32"}
+        place.write_text(json.dumps(config, indent=2) + "\n")
+    for place in folder.glob("*/config.json"):
+        config = {key: value for key, value in json.loads(place.read_text()).items() if key != "_name_or_path"}
+        place.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,268 @@
+"""The miniature's Stable Diffusion: ``UNet2DConditionModel``, epsilon prediction, text from the miniature's CLIP.
+
+Eight latents at 16 x 16, scaled-linear betas, cross-attention at every level, heads of 32. The text encoder is frozen,
+as Stable Diffusion's is. A part map, predicted behind the last but one up block and thrown away afterwards, makes
+shapes come sooner. Its inpainting model reads the mask and the masked picture as 1 + 8 further channels; plain
+diffusers loads that folder too, but its inpainting pipeline runs models of 4 latents alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import CLIPTextModel
+
+from capriccio import assets
+from capriccio.evaluation import targets
+from capriccio.objectives import diffused
+from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
+from capriccio.recipes.masks import random_mask
+from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, map_loss, save_halved
+from capriccio.studio import Studio
+from capriccio.training.optimisers import muon_and_adamw
+from capriccio.training.trainer import Batch, Row, Schedule
+from capriccio.world.tokenizers import clip_tokenizer
+
+HEAD = 32  # width of an attention head
+FACTOR = 8  # pixels of one latent
+CELLS = (FACTOR // CELL) ** 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """Channels of each level, and layers in each of its blocks."""
+
+    channels: tuple[int, ...]
+    layers: int
+
+
+SIZES = {"cpu": Size((64, 160), 1), "gpu": Size((128, 256, 384), 2)}
+SHARES = {"scenes": 0.85, "pairs": 0.15, "grids": 0.0}
+BATCH = {"scenes": 32, "pairs": 16, "grids": 8}
+
+
+def new_unet(size: Size, width: int = 192) -> UNet2DConditionModel:
+    """An untrained U-Net whose output starts at zero.
+
+    Args:
+        size: Channels and layers.
+        width: Of the text encoder.
+    """
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
+        down_block_types=("CrossAttnDownBlock2D",) * len(size.channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(size.channels),
+        block_out_channels=size.channels,
+        layers_per_block=size.layers,
+        cross_attention_dim=width,
+        # A historical name: it is the number of heads.
+        attention_head_dim=tuple(channels // HEAD for channels in size.channels),
+        use_linear_projection=True,
+    )
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The noise of Stable Diffusion: betas whose roots are evenly spaced."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@torch.no_grad()
+def plain_vae(vae: AutoencoderKL) -> AutoencoderKL:
+    """Return the VAE without a shift of its latents, which Stable Diffusion's pipelines know nothing of.
+
+    The shift moves into the 1 x 1 convolutions behind the encoder and before the decoder, which the published layout
+    has anyway; scaled latents stay what they are.
+    """
+    settings = {"shift_factor": None, "use_quant_conv": True, "use_post_quant_conv": True}
+    config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
+    plain = AutoencoderKL(**config | settings).eval().requires_grad_(False)
+    plain.load_state_dict(vae.state_dict(), strict=False)
+    shift = torch.zeros(2 * LATENTS)
+    shift[:LATENTS] = vae.config.shift_factor
+    for convolution, bias in ((plain.quant_conv, -shift), (plain.post_quant_conv, shift[:LATENTS])):
+        convolution.weight.copy_(torch.eye(len(bias))[:, :, None, None])
+        convolution.bias.copy_(bias)
+    return plain
+
+
+class Painter(nn.Module):
+    """U-Net and the part-map head, in one forward."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        width = unet.config.block_out_channels[1]
+        self.unet = unet
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, CELLS * (PARTS + INKS))
+        )
+        self._features: Tensor | None = None
+        unet.up_blocks[-2].register_forward_hook(self._remember)
+
+    def _remember(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._features = output.flatten(2).transpose(1, 2)
+
+    def forward(self, latents: Tensor, times: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise (B, 8, H, W) and logits (B, H * W, 4, parts + inks) from noisy latents and text states (B, 77, D)."""
+        noise = self.unet(latents, times, encoder_hidden_states=text, return_dict=False)[0]
+        return noise, self.head(self._features).unflatten(-1, (CELLS, PARTS + INKS))
+
+
+def is_muons(name: str, value: Tensor) -> bool:
+    """The matrices of attention and its feed-forward layers are Muon's; convolutions, embedders and output AdamW's."""
+    return ".transformer_blocks." in name and value.dim() == 2
+
+
+@dataclass
+class SDTask(GalleryTask):
+    """Train the U-Net from latents of the gallery."""
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60))
+    start: Path | None = None  # a finished pipeline folder to go on from
+    name: str = "sd"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return SHARES
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return BATCH
+
+    @property
+    def token(self) -> int:
+        return FACTOR
+
+    @cached_property
+    def alphas(self) -> Tensor:
+        """The share of the picture's variance at each of the 1000 times."""
+        return new_scheduler().alphas_cumprod
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        if self.start is not None:
+            return Painter(UNet2DConditionModel.from_pretrained(self.start, subfolder="unet"))
+        return Painter(new_unet(SIZES[self.budget]))
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=1.2e-3)
+
+    def text(self, ids: Tensor) -> Tensor:
+        """CLIP's states (B, 77, 192) of word ids, not learned."""
+        with torch.no_grad():
+            return self.clip.to(ids.device)(ids).last_hidden_state
+
+    def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents, their noise, and the times (B,) of a batch."""
+        latents = batch["latents"]
+        times = torch.randint(0, len(self.alphas), (len(latents),), generator=rng)
+        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
+        return diffused(latents, noise, self.alphas[times].to(latents.device)), noise, times.to(latents.device)
+
+    def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """What the U-Net is given: the noisy latents."""
+        return noisy
+
+    def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy, noise, times = self.noised(batch, rng)
+        painted, logits = model(self.seen(noisy, batch), times, self.text(batch["clip_ids"]))
+        error = F.mse_loss(painted.float(), noise)
+        shapes = map_loss(logits, batch["parts"], batch["inks"])
+        wide = noisy.shape[-1] > noisy.shape[-2]
+        return error + 0.3 * shapes, {"panels" if wide else "scenes": error, "map": shapes}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        save_halved(pipeline(model.unet, self.vae, self.clip), folder)
+
+    def measure(self, model: nn.Module) -> list[Row]:
+        """Paint held-out captions with what was just saved, and let the reader judge."""
+        studio = Studio.open("miniature-sd")
+        parts = ((targets.one_subject, 128), (targets.two_subjects, 96))
+        rows = [row for part, count in parts for row in part(studio, count, model=self.name)]
+        return [row for row in rows if row.name.startswith(self.name)]
+
+
+@dataclass
+class SDInpaintTask(SDTask):
+    """Fine-tune the miniature's Stable Diffusion into its inpainting model: 8 + 1 + 8 input channels."""
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=1))
+    name: str = "sd-inpaint"
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        base = self.start or Path(assets.path("miniature/sd"))
+        return Painter(widen(UNet2DConditionModel.from_pretrained(base, subfolder="unet"), 2 * LATENTS + 1))
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        return muon_and_adamw(model, is_muons, muon_lr=1.5e-3, adamw_lr=8e-4)
+
+    def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        masks = [random_mask(rng, wing.rows, wing.columns) for _ in rows]
+        return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
+
+    def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
+        """Noisy latents, the mask at latent size, and the latents of the picture with masked pixels mid-grey."""
+        mask = batch["mask"]
+        known = encode(self.vae.to(noisy.device), batch["pixels"] * (mask < 0.5))
+        return torch.cat([noisy, F.interpolate(mask, size=noisy.shape[-2:]), known], dim=1)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        plain = pipeline(model.unet, self.vae, self.clip)
+        parts = {**plain.components, "safety_checker": None, "feature_extractor": None, "image_encoder": None}
+        save_halved(StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False), folder)
+
+    def measure(self, model: nn.Module) -> list[Row]:
+        return []  # what an inpainter is worth, the methods that use it say
+
+
+def widen(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
+    """Give the first convolution more input channels; the new ones start at zero, so the model starts unchanged."""
+    old = unet.conv_in
+    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    with torch.no_grad():
+        new.weight.zero_()[:, : old.in_channels] = old.weight
+        new.load_state_dict({"weight": new.weight, "bias": old.bias})
+    unet.conv_in = new
+    unet.register_to_config(in_channels=in_channels)
+    return unet
+
+
+def pipeline(unet: UNet2DConditionModel, vae: AutoencoderKL, clip: CLIPTextModel) -> StableDiffusionPipeline:
+    """An ordinary ``StableDiffusionPipeline`` of the miniature's parts."""
+    return StableDiffusionPipeline(
+        scheduler=new_scheduler(),
+        vae=plain_vae(vae),
+        text_encoder=clip,
+        tokenizer=clip_tokenizer(),
+        unet=unet,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
