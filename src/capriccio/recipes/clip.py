@@ -29,11 +29,13 @@ from capriccio.recipes.reader import IGNORED, truth
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.captions import caption
-from capriccio.world.draw import NUM_INKS, NUM_PARTS, Drawing, draw
-from capriccio.world.graph import SceneGraph, sample_scene
+from capriccio.world.draw import Drawing, draw
+from capriccio.world.graph import COLOURS, KINDS, SceneGraph, sample_scene
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 
 SIZE, PATCH, WIDTH = 128, 16, 192
+PARTS, INKS = 2 * len(KINDS) + 2, len(COLOURS) + 1
+"""Classes of the maps of scenes of objects, whatever else the world draws."""
 NAMED = {"kind": 16, "main": 10, "accent": 10, "pattern": 4, "backdrop": 10, "style": 8}
 """What the heads name, and into how many classes."""
 FULL_ONLY = ("main", "accent", "pattern")
@@ -95,7 +97,7 @@ class Towers(nn.Module):
         self.text_encoder, self.image_encoder = new_text_encoder(tokenizer, layers), new_image_encoder(layers)
         self.temperature = nn.Parameter(torch.tensor(1 / 0.07).log())
         self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, count) for name, count in NAMED.items()})
-        self.cells = nn.Linear(WIDTH, NUM_PARTS + NUM_INKS)
+        self.cells = nn.Linear(WIDTH, PARTS + INKS)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Embed pictures (B, 3, 128, 128) and word ids (B, T).
@@ -125,7 +127,7 @@ def patch_shares(drawing: Drawing) -> tuple[Tensor, Tensor]:
         shown = F.one_hot(labels[:, ::step, ::step], classes).permute(0, 3, 1, 2).float()
         return F.avg_pool2d(shown, PATCH // step).flatten(2).transpose(1, 2)
 
-    return shares(drawing.parts, NUM_PARTS), shares(drawing.inks, NUM_INKS)
+    return shares(drawing.parts, PARTS), shares(drawing.inks, INKS)
 
 
 def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Tensor:
@@ -187,7 +189,7 @@ class ClipTask:
         said = model(batch["pixels"], batch["ids"])
         own = torch.arange(len(batch["ids"]), device=batch["ids"].device)
         contrast = (F.cross_entropy(said["logits"], own) + F.cross_entropy(said["logits"].T, own)) / 2
-        parts, inks = said["cells"].split([NUM_PARTS, NUM_INKS], dim=-1)
+        parts, inks = said["cells"].split([PARTS, INKS], dim=-1)
         cells = soft_cross_entropy(parts, batch["parts"]) + soft_cross_entropy(inks, batch["inks"])
         sides = {
             side: torch.stack(

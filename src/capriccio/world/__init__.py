@@ -13,12 +13,21 @@ _HOMES = {
     **dict.fromkeys(
         (
             "ACCESSORIES", "BACKDROPS", "COLOURS", "KINDS", "PATTERNS", "SIZES", "STUDIO", "STYLES",
-            "Backdrop", "Identity", "Panels", "SceneGraph", "Thing",
+            "Backdrop", "Garment", "Identity", "Panels", "SceneGraph", "Thing",
             "from_dict", "sample_identity", "sample_panels", "sample_scene", "size_word", "split_of", "to_dict",
         ),
         "graph",
     ),
     **dict.fromkeys(("Drawing", "draw_panels"), "draw"),
+    **dict.fromkeys(("GARMENTS", "POSES", "SLOTS", "Person", "Pose", "Sitter"), "people"),
+    **dict.fromkeys(
+        (
+            "flat", "sample_garment", "sample_people", "sample_people_panels", "sample_person", "sample_tryon",
+            "sample_tryon_panels", "wearing",
+        ),
+        "casting",
+    ),
+    "TryOn": "tryon",
     "draw_diet": "diet",
     **dict.fromkeys(("View", "draw_views", "sample_view", "sample_views", "view_caption"), "views"),
     **dict.fromkeys(("SOLIDS", "sample_solid"), "solids"),

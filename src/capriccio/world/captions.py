@@ -7,18 +7,42 @@ said: the backdrop, a style other than shaded, an accessory. All words are in th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
-from capriccio.world.graph import Identity, Panels, SceneGraph, Thing, size_word
+from capriccio.errors import CapriccioError
+from capriccio.world import person_words
+from capriccio.world.graph import Garment, Identity, Panels, SceneGraph, Thing, size_word
+from capriccio.world.people import Sitter
+from capriccio.world.words import (
+    ADJECTIVES,
+    COLOURLESS,
+    MARKS,
+    Detail,
+    Honest,
+    article,
+    colour_word,
+    honest,
+    pick,
+    with_articles,
+)
 
-Detail = Literal["full", "brief", "kind"]
-
-COLOURLESS = frozenset({"pencil", "blueprint"})
-"""Styles in which no colour of a subject can be seen, so that no caption names one."""
+__all__ = [
+    "COLOURLESS",
+    "Detail",
+    "backdrop_phrase",
+    "caption",
+    "identity_phrase",
+    "noun_of",
+    "panel_caption",
+    "part_phrase",
+    "regional_captions",
+    "sample_caption",
+    "sample_panel_caption",
+    "worn_phrase",
+]
 
 _NOUNS: Mapping[str, tuple[str, ...]] = {
     "mug": ("mug", "mug", "mug", "cup"),
@@ -53,20 +77,6 @@ _PARTS: Mapping[str, tuple[str, ...]] = {
     "ring": ("{} bands",),
     "capsule": ("{} tips",),
     "pyramid": ("a {} tip", "a {} top"),
-}
-_COLOURS: Mapping[str, tuple[str, ...]] = {
-    "teal": ("teal", "teal", "teal", "turquoise"),
-    "purple": ("purple", "purple", "purple", "violet"),
-}
-_ADJECTIVES: Mapping[str, tuple[str, ...]] = {
-    "striped": ("striped",),
-    "dotted": ("dotted", "dotted", "spotted", "polka dot"),
-    "checkered": ("checkered", "checkered", "checked"),
-}
-_MARKS: Mapping[str, tuple[str, ...]] = {
-    "striped": ("stripes",),
-    "dotted": ("dots", "spots"),
-    "checkered": ("checks", "squares"),
 }
 _PLACES: Mapping[str, tuple[str, ...]] = {
     "beach": ("on the beach", "on a sandy beach", "on the sand by the sea"),
@@ -117,6 +127,13 @@ _GRIDS = (
     "the same {subject} in {count} panels, {cells}",
     "a set of {count} pictures with exactly the same {subject}: {cells}",
 )
+_TRYONS = (
+    "two side-by-side images: {garment} {white} on the left, {who}, wearing the same {noun} {place}, on the right",
+    "on the left, a product photo of {garment} {white}. on the right, {who}, wearing this {noun}, {place}",
+    "a diptych. the left shows {garment} {white}. the right shows {who}, in exactly the same {noun}, {place}",
+    "left, {garment}. right, {who} {place}, dressed in this {noun}",
+    "a pair of pictures: {garment} {white}, and {who}, who wears the same {noun}, {place}",
+)
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -128,7 +145,7 @@ def caption(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full"
         rng: Chooses among synonyms and forms.
         detail: ``"full"``, ``"brief"`` or ``"kind"``; with ``"full"``, several subjects get their sides.
     """
-    shown = _pick(rng, _STYLED.get(scene.style, _SHADED)).format(_subjects(scene, rng, detail))
+    shown = pick(rng, _STYLED.get(scene.style, _forms(scene))).format(_subjects(scene, rng, detail))
     place = backdrop_phrase(scene.backdrop.kind, rng)
     return f"{place}, {shown}" if rng.random() < 0.15 else f"{shown} {place}"
 
@@ -145,15 +162,21 @@ def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "fu
     The words are those of the templates of Diptych Prompting, Diffusion Self-Distillation and image grids; the
     sentences are not, so that a template is as new to the model as it was to FLUX.
     """
-    style, shown = panels.scenes[0].style, panels.scenes[0].things[0].identity
-    noun = _pick(rng, _NOUNS.get(shown.kind, (shown.kind,)))
-    told = {"subject": _identity(shown, noun, rng, _honest(detail, style)), "noun": noun}
+    if panels.scenes[-1].people and panels.scenes[0].things:
+        return _tryon(panels, rng, detail)
+    style, first = panels.scenes[0].style, panels.scenes[0].cast[0]
+    if isinstance(first, Sitter):
+        noun = person_words.person_noun(first.person, rng)
+        told = {"subject": person_words.person_words(first, noun, rng, honest(detail, style), 2), "noun": noun}
+    else:
+        noun = noun_of(first.identity.kind, rng)
+        told = {"subject": _identity(first.identity, noun, rng, honest(detail, style)), "noun": noun}
     wheres = [_where(scene, rng, detail) for scene in panels.scenes]
     if (panels.rows, panels.columns) == (1, 2):
-        text = _pick(rng, _DIPTYCHS).format(**told, first=wheres[0], second=wheres[1])
+        text = pick(rng, _DIPTYCHS).format(**told, first=wheres[0], second=wheres[1])
     else:
         cells = [f"{position} {where}" for position, where in zip(_positions(panels), wheres, strict=True)]
-        text = _pick(rng, _GRIDS).format(**told, count=_NUMBERS[len(cells)], cells=", ".join(cells))
+        text = pick(rng, _GRIDS).format(**told, count=_NUMBERS[len(cells)], cells=", ".join(cells))
     return _STYLED.get(style, ("{}",))[-1].format(with_articles(text))
 
 
@@ -165,7 +188,12 @@ def sample_panel_caption(panels: Panels, rng: np.random.Generator) -> str:
 
 def regional_captions(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> tuple[str, ...]:
     """Say each thing of a scene on its own, ``"a red mug with a blue handle"``, in the order of the scene."""
-    return tuple(_thing(thing, rng, detail, scene.style) for thing in scene.things)
+    return tuple(_subject(one, rng, detail, scene.style) for one in scene.cast)
+
+
+def noun_of(kind: str, rng: np.random.Generator) -> str:
+    """One of the nouns that a kind goes by."""
+    return pick(rng, _NOUNS.get(kind, (kind,)))
 
 
 def identity_phrase(
@@ -177,40 +205,52 @@ def identity_phrase(
 ) -> str:
     """Say an individual with its article, ``"a red mug with a blue handle"``, under its ``noun`` or any it goes by."""
     noun = noun or noun_of(identity.kind, rng)
-    phrase = _identity(identity, noun, rng, _honest(detail, style))
-    return f"{_article(phrase)} {phrase}"
+    phrase = _identity(identity, noun, rng, honest(detail, style))
+    return f"{article(phrase)} {phrase}"
 
 
 def part_phrase(kind: str, colour: str, rng: np.random.Generator) -> str:
     """Say one of the accent parts of a kind in a colour, ``"an orange handle"``."""
-    return with_articles(_pick(rng, _PARTS[kind]).format(colour))
-
-
-def colour_word(name: str, rng: np.random.Generator) -> str:
-    """One of the words for a colour."""
-    return _pick(rng, _COLOURS.get(name, (name,)))
-
-
-def noun_of(kind: str, rng: np.random.Generator) -> str:
-    """One of the nouns that a kind goes by."""
-    return _pick(rng, _NOUNS.get(kind, (kind,)))
+    return with_articles(pick(rng, _PARTS[kind]).format(colour))
 
 
 def backdrop_phrase(kind: str, rng: np.random.Generator | None) -> str:
     """Return where a backdrop puts its subject, ``"in the snow"``; the commonest phrase if ``rng`` is ``None``."""
     phrases = _PLACES[kind]
-    return phrases[0] if rng is None else _pick(rng, (phrases[0], *phrases))
+    return phrases[0] if rng is None else pick(rng, (phrases[0], *phrases))
+
+
+def _forms(scene: SceneGraph) -> tuple[str, ...]:
+    """How a shaded picture may be introduced."""
+    if len(scene.cast) != 1:
+        return _SHADED
+    (one,) = scene.cast
+    if isinstance(one, Sitter):
+        return person_words.PORTRAITS if one.size > person_words.CLOSE else _SHADED
+    return person_words.PRODUCTS if isinstance(one.identity, Garment) else _SHADED
 
 
 def _subjects(scene: SceneGraph, rng: np.random.Generator, detail: Detail) -> str:
-    if len(scene.things) == 1:
-        phrase = _thing(scene.things[0], rng, detail, scene.style, alone=True)
-        side = _side(scene.things[0].x)
+    cast = scene.cast
+    if len(cast) == 1:
+        phrase = _subject(cast[0], rng, detail, scene.style, alone=True)
+        side = _side(cast[0].x)
         return f"{phrase} on the {side}" if side and detail == "full" and rng.random() < 0.3 else phrase
-    if len(scene.things) == 2:
-        left, right = sorted(scene.things, key=lambda thing: thing.x)
-        return _pair(_thing(left, rng, detail, scene.style), _thing(right, rng, detail, scene.style), rng, detail)
-    return _listing([_thing(thing, rng, detail, scene.style) for thing in scene.things], scene.things)
+    if len(cast) == 2:
+        left, right = sorted(cast, key=lambda one: one.x)
+        return _pair(_subject(left, rng, detail, scene.style), _subject(right, rng, detail, scene.style), rng, detail)
+    # Three people in full would not fit into the 77 tokens of CLIP.
+    told: Detail = "brief" if scene.people and detail == "full" else detail
+    return _listing([_subject(one, rng, told, scene.style) for one in cast], cast)
+
+
+def _subject(one: Thing | Sitter, rng: np.random.Generator, detail: Detail, style: str, alone: bool = False) -> str:
+    """A noun phrase with its article, and what belongs to it."""
+    if isinstance(one, Sitter):
+        return person_words.sitter_phrase(one, rng, detail, style, alone)
+    if isinstance(one.identity, Garment):
+        return person_words.garment_phrase(one.identity, rng, detail, style)
+    return _thing(one, rng, detail, style, alone)
 
 
 def _pair(left: str, right: str, rng: np.random.Generator, detail: Detail) -> str:
@@ -222,10 +262,10 @@ def _pair(left: str, right: str, rng: np.random.Generator, detail: Detail) -> st
         f"{left} next to {right}",
         f"{right} beside {left}",
     )
-    return _pick(rng, forms[:4] if detail == "full" else forms)
+    return pick(rng, forms[:4] if detail == "full" else forms)
 
 
-def _listing(phrases: Sequence[str], things: Sequence[Thing]) -> str:
+def _listing(phrases: Sequence[str], things: Sequence[Thing | Sitter]) -> str:
     """Three things from left to right, four by corner; the first ones of a scene stand farther up."""
     if len(things) == 3:
         order = np.argsort([thing.x for thing in things])
@@ -241,18 +281,18 @@ def _listing(phrases: Sequence[str], things: Sequence[Thing]) -> str:
 
 def _thing(thing: Thing, rng: np.random.Generator, detail: Detail, style: str, alone: bool = False) -> str:
     """A noun phrase with its article."""
-    noun = _pick(rng, _NOUNS.get(thing.identity.kind, (thing.identity.kind,)))
-    phrase = _identity(thing.identity, noun, rng, _honest(detail, style))
+    noun = noun_of(thing.identity.kind, rng)
+    phrase = _identity(thing.identity, noun, rng, honest(detail, style))
     if alone and detail == "full" and rng.random() < 0.25:
-        phrase = f"{_pick(rng, _SIZED[size_word(thing.size)])} {phrase}"
-    article = "the" if detail == "kind" and rng.random() < 0.5 else _article(phrase)
-    return f"{article} {phrase}{worn_phrase(thing, rng, detail, style)}"
+        phrase = f"{pick(rng, _SIZED[size_word(thing.size)])} {phrase}"
+    the = "the" if detail == "kind" and rng.random() < 0.5 else article(phrase)
+    return f"{the} {phrase}{worn_phrase(thing, rng, detail, style)}"
 
 
-def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: Detail | Literal["pattern"]) -> str:
+def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: Honest) -> str:
     """An individual in words, without article: nothing but the noun, or its colours and pattern too."""
     main, accent = colour_word(identity.main, rng), colour_word(identity.accent, rng)
-    adjective = _pick(rng, _ADJECTIVES.get(identity.pattern, ("",)))
+    adjective = pick(rng, ADJECTIVES.get(identity.pattern, ("",)))
     if detail == "kind":
         return noun
     if detail == "brief":
@@ -261,9 +301,9 @@ def _identity(identity: Identity, noun: str, rng: np.random.Generator, detail: D
         return f"{adjective} {noun}".strip()
     if not adjective:
         part = part_phrase(identity.kind, accent, rng)
-        return _pick(rng, (f"{main} and {accent} {noun}", *[f"{main} {noun} with {part}"] * 2))
-    marks = f"{main} {noun} with {accent} {_pick(rng, _MARKS[identity.pattern])}"
-    return _pick(rng, (marks, f"{main} and {accent} {adjective} {noun}", f"{adjective} {noun} in {main} and {accent}"))
+        return pick(rng, (f"{main} and {accent} {noun}", *[f"{main} {noun} with {part}"] * 2))
+    marks = f"{main} {noun} with {accent} {pick(rng, MARKS[identity.pattern])}"
+    return pick(rng, (marks, f"{main} and {accent} {adjective} {noun}", f"{adjective} {noun} in {main} and {accent}"))
 
 
 def worn_phrase(thing: Thing, rng: np.random.Generator, detail: Detail, style: str) -> str:
@@ -273,13 +313,34 @@ def worn_phrase(thing: Thing, rng: np.random.Generator, detail: Detail, style: s
     colour = colour_word(thing.accessory_colour or "", rng)
     named = style not in COLOURLESS and (detail == "full" or rng.random() < 0.5)
     phrase = f"{colour} {thing.accessory}" if named else thing.accessory
-    return " wearing " + (phrase if thing.accessory == "sunglasses" else f"{_article(phrase)} {phrase}")
+    return " wearing " + (phrase if thing.accessory == "sunglasses" else f"{article(phrase)} {phrase}")
 
 
 def _where(scene: SceneGraph, rng: np.random.Generator, detail: Detail) -> str:
     """What is particular to one panel: what the subject wears, and the place."""
-    worn = worn_phrase(scene.things[0], rng, detail, scene.style)
+    (first, *_) = scene.cast
+    told = person_words.doing(first, rng, detail, scene.style, alone=False) if isinstance(first, Sitter) else None
+    worn = worn_phrase(first, rng, detail, scene.style) if isinstance(first, Thing) else told
     return f"{worn} {backdrop_phrase(scene.backdrop.kind, rng)}".strip()
+
+
+def _tryon(panels: Panels, rng: np.random.Generator, detail: Detail) -> str:
+    """A garment, and somebody who wears it."""
+    (flat,), (sitter,) = panels.scenes[0].things, panels.scenes[-1].people
+    garment = flat.identity
+    if not isinstance(garment, Garment):
+        raise CapriccioError(
+            f"Received panels of a {garment.kind} and a person, which no caption tells: show a garment."
+        )
+    noun = person_words.garment_noun(garment, rng)
+    who = person_words.sitter_phrase(replace(sitter, outfit=(), accessory=None), rng, "brief", alone=True)
+    return pick(rng, _TRYONS).format(
+        garment=person_words.garment_phrase(garment, rng, detail),
+        noun=noun,
+        white=backdrop_phrase(panels.scenes[0].backdrop.kind, rng),
+        who=who,
+        place=backdrop_phrase(panels.scenes[-1].backdrop.kind, rng),
+    )
 
 
 def _positions(panels: Panels) -> list[str]:
@@ -291,25 +352,5 @@ def _ranks(count: int, first: str, last: str) -> list[str]:
     return [""] if count == 1 else [first, *["middle"] * (count - 2), last]
 
 
-def _honest(detail: Detail, style: str) -> Detail | Literal["pattern"]:
-    """What may be said of a subject in a style: no colours where there are none."""
-    if style not in COLOURLESS:
-        return detail
-    return "pattern" if detail == "full" else "kind"
-
-
 def _side(x: float) -> str:
     return "left" if x < 0.38 else "right" if x > 0.62 else ""
-
-
-def _article(phrase: str) -> str:
-    return "an" if phrase[0] in "aeio" else "a"
-
-
-def with_articles(text: str) -> str:
-    """Turn every ``a orange`` into ``an orange``."""
-    return re.sub(r"\ba (?=[aeio])", "an ", text)
-
-
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]

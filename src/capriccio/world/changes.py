@@ -10,15 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from capriccio.world.captions import (
-    COLOURLESS,
-    backdrop_phrase,
-    colour_word,
-    identity_phrase,
-    noun_of,
-    part_phrase,
-    with_articles,
-)
+from capriccio.world.captions import COLOURLESS, backdrop_phrase, identity_phrase, noun_of, part_phrase
 from capriccio.world.graph import (
     ACCESSORIES,
     BACKDROPS,
@@ -34,6 +26,7 @@ from capriccio.world.graph import (
     split_of,
     standing,
 )
+from capriccio.world.words import colour_word, with_articles
 
 _MARKS = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
 _PLACES = {

@@ -1,4 +1,4 @@
-"""Exact control pictures: edges, depth, segmentation and key points, straight from the renderer."""
+"""Exact control pictures: edges, depth, segmentation, key points and poses, straight from the renderer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
+from capriccio.world import skeleton
 from capriccio.world.draw import NUM_PARTS, Drawing
 from capriccio.world.graph import FEET, SceneGraph, Thing
-from capriccio.world.kinds import Place, build
+from capriccio.world.inks import cover
+from capriccio.world.kinds import Place
+from capriccio.world.people import FOOT, Sitter
+from capriccio.world.shapes import capsule
+from capriccio.world.windows import built
 
 KEYPOINTS = ("centre", "foot", "head", "eyes", "neck")
-"""Names of the key points of every thing, in order."""
+"""Names of the key points of every subject, in order; the joints of people are in ``skeleton``."""
 
 
 def edges(drawing: Drawing) -> Tensor:
@@ -45,7 +50,7 @@ def segment_colours() -> Tensor:
 
 
 def keypoints(scenes: Sequence[SceneGraph]) -> list[Tensor]:
-    """Where the key points of every thing are.
+    """Where the key points of every subject are.
 
     Args:
         scenes: B scene graphs.
@@ -53,14 +58,45 @@ def keypoints(scenes: Sequence[SceneGraph]) -> list[Tensor]:
     Returns:
         For each scene (N, 5, 2): x and y as fractions of the picture, in the order of ``KEYPOINTS``.
     """
-    return [torch.stack([_points(thing) for thing in scene.things]) if scene.things else torch.empty(0, 5, 2)
-            for scene in scenes]  # fmt: skip
+    return [
+        torch.stack([_sitter_points(one) if isinstance(one, Sitter) else _points(one) for one in scene.cast])
+        if scene.cast
+        else torch.empty(0, len(KEYPOINTS), 2)
+        for scene in scenes
+    ]
+
+
+def poses(scenes: Sequence[SceneGraph], size: int = 128) -> Tensor:
+    """Skeletons of people as bold coloured sticks on black, (B, 3, size, size) in [0, 1], as OpenPose renders them.
+
+    Limbs have one well separated colour each and are 4 px thick at 128 px; what is outside the picture is cut off.
+    """
+    pictures = torch.zeros(len(scenes), 3, size, size)
+    colours = segment_colours()[1:]
+    axis = torch.arange(size) + 0.5
+    x, y = axis[None, :].expand(size, size), axis[:, None].expand(size, size)
+    for picture, scene in zip(pictures, scenes, strict=True):
+        for sitter in scene.people:
+            points = (skeleton.keypoints(sitter)[0] * size).tolist()
+            for colour, (start, end) in zip(colours, skeleton.LIMBS, strict=False):
+                (ax, ay), (bx, by) = points[start], points[end]
+                stick = cover(capsule(x, y, ax, ay, bx, by, size / 64))
+                picture.lerp_(colour[:, None, None], stick)
+    return pictures
 
 
 def _points(thing: Thing) -> Tensor:
     origin = torch.zeros(1, 1, 1)
-    figure = build(thing.identity.kind, origin, origin, torch.tensor([thing.identity.shape]))
+    figure = built(thing.identity.kind, origin, origin, [thing.identity])
     places: list[Place] = [figure.head, figure.eyes, figure.neck]
     local = [(0.0, 0.0), (0.0, FEET[thing.identity.kind]), *((float(x), float(y)) for x, y, _ in places)]
     half, sign = thing.size / 2, -1.0 if thing.flipped else 1.0
     return torch.tensor([(thing.x + sign * x * half, thing.y + y * half) for x, y in local])
+
+
+def _sitter_points(sitter: Sitter) -> Tensor:
+    known, half = skeleton.joints(sitter), sitter.size / 2
+    (rx, ry), (lx, ly) = known["right eye"], known["left eye"]
+    head = (known["head"][0], known["head"][1] - skeleton.HEAD)
+    local = [(0.0, 0.0), (0.0, FOOT), head, ((rx + lx) / 2, (ry + ly) / 2), known["neck"]]
+    return torch.tensor([(sitter.x + x * half, sitter.y + y * half) for x, y in local])

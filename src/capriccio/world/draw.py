@@ -14,13 +14,16 @@ from torch import Tensor
 
 from capriccio.errors import CapriccioError
 from capriccio.world import backdrops, styles
-from capriccio.world.graph import COLOURS, KINDS, STUDIO, Panels, SceneGraph
-from capriccio.world.windows import ACCESSORY_PART, Windows, draw_kind
+from capriccio.world.figures import draw_sitters
+from capriccio.world.graph import KINDS, STUDIO, Panels, SceneGraph, Thing
+from capriccio.world.inks import INKS
+from capriccio.world.people import GARMENTS, Sitter
+from capriccio.world.windows import NUM_PARTS, Windows, draw_kind
 
-NUM_PARTS = ACCESSORY_PART + 1
-"""Classes of the part map: background, body and accent of each kind, accessory."""
-NUM_INKS = 1 + len(COLOURS)
-"""Classes of the ink map: background and each colour."""
+__all__ = ["NUM_INKS", "NUM_PARTS", "Drawing", "draw", "draw_panels"]
+
+NUM_INKS = 1 + len(INKS)
+"""Classes of the ink map: background, each colour, each tone of people."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,12 @@ class Drawing:
     pixels: Tensor
     """(B, 3, H, W) float in [-1, 1]."""
     subjects: Tensor
-    """(B, N, H, W) bool: the visible pixels of each thing, accessory included, in paint order."""
+    """(B, N, H, W) bool: the visible pixels of each subject of the cast, accessory included, in paint order."""
     parts: Tensor
-    """(B, H, W) int64: 0 background, 1 + 2k body and 2 + 2k accent part of kind k, last the accessory."""
+    """(B, H, W) int64: 0 background, 1 + 2k body and 2 + 2k accent part of kind k, then the accessory; parts of people
+    (``windows.body_part``) and garments (``windows.garment_part``) after it."""
     inks: Tensor
-    """(B, H, W) int64: 0 background, else 1 + index of the colour painted there, pattern included."""
+    """(B, H, W) int64: 0 background, else 1 + index of the ink (``inks.INKS``) painted there, pattern included."""
     depth: Tensor
     """(B, H, W) float in [0, 1]: nearness, 0 is infinitely far."""
 
@@ -59,10 +63,13 @@ def draw(scenes: Sequence[SceneGraph], size: int = 128, device: torch.device | s
         raise CapriccioError(f"Received {len(scenes)} scenes at {size} px: give at least one scene and 8 px or more.")
     ground = backdrops.paint([scene.backdrop for scene in scenes], size, device)
     sheets = _Sheets.blank(scenes, ground)
-    pieces = dict(_windows(scenes, size, device))
+    pieces: dict[tuple[int, int], list[tuple[Windows, int]]] = {}
+    for place, windows, at in _windows(scenes, size, device):
+        pieces.setdefault(place, []).append((windows, at))
     for row, scene in enumerate(scenes):
-        for index in range(len(scene.things)):
-            sheets.lay(row, index, len(scene.things), *pieces[row, index])
+        for index in range(len(scene.cast)):
+            for windows, at in pieces[row, index]:
+                sheets.lay(row, index, len(scene.cast), windows, at)
     pixels = _styled(scenes, sheets).mul_(2).sub_(1)
     return Drawing(pixels, sheets.subjects, sheets.parts.long(), sheets.inks.long(), sheets.depth)
 
@@ -111,7 +118,7 @@ class _Sheets:
     @classmethod
     def blank(cls, scenes: Sequence[SceneGraph], ground: Tensor) -> _Sheets:
         count, _, height, width = ground.shape
-        things = max(len(scene.things) for scene in scenes)
+        things = max(len(scene.cast) for scene in scenes)
         near = backdrops.nearness([scene.backdrop for scene in scenes], height, ground.device)
         empty = ground.new_zeros(count, height, width)
         return cls(
@@ -135,7 +142,7 @@ class _Sheets:
         torch.maximum(covered, one.cover[at], out=covered)
         solid = one.cover[at, 0] > 0.5
         self.subjects[every] &= ~solid
-        self.subjects[(row, index, *window)] = solid
+        self.subjects[(row, index, *window)] |= solid
         near = 0.55 + 0.4 * (index + 1) / things + 0.05 * one.relief[at]
         mask = solid.to(near)
         for sheet, value in ((self.parts, one.parts[at]), (self.inks, one.inks[at]), (self.depth, near)):
@@ -154,17 +161,18 @@ def _styled(scenes: Sequence[SceneGraph], sheets: _Sheets) -> Tensor:
 
 def _windows(
     scenes: Sequence[SceneGraph], size: int, device: torch.device | str
-) -> Iterator[tuple[tuple[int, int], tuple[Windows, int]]]:
-    """Draw every thing, kind by kind; yields ((scene, thing), (windows, place in them))."""
-    for kind in KINDS:
-        members = [
-            (row, index)
-            for row, scene in enumerate(scenes)
-            for index, thing in enumerate(scene.things)
-            if thing.identity.kind == kind
-        ]
+) -> Iterator[tuple[tuple[int, int], Windows, int]]:
+    """Draw every subject; yields ((scene, subject), windows, place in them), the back windows of a subject first."""
+    cast = [((row, index), one) for row, scene in enumerate(scenes) for index, one in enumerate(scene.cast)]
+    grounded = [scene.backdrop.kind != STUDIO for scene in scenes]
+    for kind in (*KINDS, *GARMENTS):
+        members = [(place, one) for place, one in cast if isinstance(one, Thing) and one.identity.kind == kind]
         if members:
-            things = [scenes[row].things[index] for row, index in members]
-            grounded = [scenes[row].backdrop.kind != STUDIO for row, _ in members]
-            drawn = draw_kind(kind, things, grounded, size, device)
-            yield from ((member, (drawn, at)) for at, member in enumerate(members))
+            things = [thing for _, thing in members]
+            drawn = draw_kind(kind, things, [grounded[row] for (row, _), _ in members], size, device)
+            yield from ((place, drawn, at) for at, (place, _) in enumerate(members))
+    people = [(place, one) for place, one in cast if isinstance(one, Sitter)]
+    for row, windows, at in draw_sitters(
+        [one for _, one in people], [grounded[place[0]] for place, _ in people], size, device
+    ):
+        yield people[row][0], windows, at

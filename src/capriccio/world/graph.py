@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from capriccio.errors import CapriccioError, nearest
+from capriccio.errors import CapriccioError
+from capriccio.world.people import FOOT, GARMENTS, MOTIFS, Sitter, sitter_from_dict
+from capriccio.world.people import known as _check
 
 KINDS = (
     "mug", "teapot", "house", "tree", "mushroom", "fish", "boat", "car",
@@ -43,6 +45,7 @@ SPLITS = ("train", "test")
 FEET: dict[str, float] = {
     "mug": 0.80, "teapot": 0.72, "house": 0.95, "tree": 1.00, "mushroom": 0.92, "fish": 0.66, "boat": 0.88, "car": 0.64,
     "star": 0.88, "heart": 0.92, "ball": 0.92, "gift": 0.92, "cat": 0.97, "bird": 0.86, "robot": 0.98, "rocket": 1.00,
+    **dict.fromkeys(GARMENTS, 0.90),
 }  # fmt: skip
 
 _SIDES = {1: (0.47, 0.70), 2: (0.375, 0.455), 3: (0.31, 0.36), 4: (0.29, 0.33)}
@@ -68,6 +71,14 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Garment(Identity):
+    """One garment, laid flat as a thing or worn in an outfit: its kind is one of ``GARMENTS``."""
+
+    motif: str | None = None
+    """One of ``MOTIFS`` on the chest, or nothing."""
+
+
+@dataclass(frozen=True)
 class Thing:
     """An identity standing somewhere: centre and longer side as fractions of the picture."""
 
@@ -90,16 +101,24 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """Things in paint order (the first is the farthest) before a backdrop, in one style."""
+    """Things in paint order (the first is the farthest) before a backdrop, in one style; and people, likewise."""
 
     things: tuple[Thing, ...]
     backdrop: Backdrop
     style: str = "shaded"
+    people: tuple[Sitter, ...] = ()
+
+    @property
+    def cast(self) -> tuple[Thing | Sitter, ...]:
+        """All subjects in paint order: who stands lower in the picture is nearer."""
+        if not self.people:
+            return self.things
+        return tuple(sorted((*self.things, *self.people), key=foot_of))
 
 
 @dataclass(frozen=True)
 class Panels:
-    """A grid of scenes, row by row; the first thing of every panel is the same individual."""
+    """A grid of scenes, row by row; the first thing, or the first person, of every panel is the same individual."""
 
     rows: int
     columns: int
@@ -176,7 +195,7 @@ def sample_scene(
         _place(rng, sample_identity(rng, split), slot, subjects, accessories) for slot in _slots(rng, subjects)
     )
     ordered = tuple(sorted(things, key=foot_of))
-    return SceneGraph(ordered, sample_backdrop(rng), _style(rng, style))
+    return SceneGraph(ordered, sample_backdrop(rng), sample_style(rng, style))
 
 
 def sample_panels(
@@ -199,7 +218,7 @@ def sample_panels(
     count = rows * columns
     if not 1 <= count <= len(BACKDROPS):
         raise CapriccioError(f"Received {rows} x {columns} panels, but there are 10 backdrops: ask for 1 to 10 panels.")
-    identity, chosen = sample_identity(rng, split), _style(rng, style)
+    identity, chosen = sample_identity(rng, split), sample_style(rng, style)
     kinds = (str(name) for name in rng.choice(BACKDROPS, count, replace=False))
     scenes = tuple(
         SceneGraph((_place(rng, identity, _slots(rng, 1)[0], 1, True),), sample_backdrop(rng, kind), chosen)
@@ -208,9 +227,9 @@ def sample_panels(
     return Panels(rows, columns, scenes)
 
 
-def foot_of(thing: Thing) -> float:
-    """Height at which a thing meets the ground, as a fraction of the picture from its upper border."""
-    return thing.y + FEET[thing.identity.kind] * thing.size / 2
+def foot_of(one: Thing | Sitter) -> float:
+    """Height at which a subject meets the ground, as a fraction of the picture from its upper border."""
+    return one.y + (FOOT if isinstance(one, Sitter) else FEET[one.identity.kind]) * one.size / 2
 
 
 def standing(thing: Thing, foot: float) -> Thing:
@@ -243,24 +262,40 @@ def _scene(data: Mapping[str, Any]) -> SceneGraph:
     _check(data["style"], STYLES, "style")
     _check(data["backdrop"]["kind"], (*BACKDROPS, STUDIO), "backdrop")
     backdrop = Backdrop(data["backdrop"]["kind"], tuple(map(float, data["backdrop"]["variation"])))
-    return SceneGraph(tuple(map(_thing, data["things"])), backdrop, data["style"])
+    people = tuple(map(_sitter, data.get("people", ())))
+    return SceneGraph(tuple(map(_thing, data["things"])), backdrop, data["style"], people)
 
 
 def _thing(data: Mapping[str, Any]) -> Thing:
-    identity = dict(data["identity"], shape=tuple(map(float, data["identity"]["shape"])))
-    _check(identity["kind"], KINDS, "kind")
+    _check_accessory(data)
+    return Thing(**dict(data, identity=_identity(data["identity"])))
+
+
+def _sitter(data: Mapping[str, Any]) -> Sitter:
+    _check_accessory(data)
+    return sitter_from_dict(data, tuple(Garment(**asdict(_identity(one))) for one in data["outfit"]))
+
+
+def _identity(data: Mapping[str, Any]) -> Identity:
+    identity = dict(data, shape=tuple(map(float, data["shape"])))
+    _check(identity["kind"], (*KINDS, *GARMENTS), "kind")
     for name in (identity["main"], identity["accent"]):
         _check(name, COLOURS, "colour")
     _check(identity["pattern"], PATTERNS, "pattern")
+    _check(identity.get("motif"), (None, *MOTIFS), "motif")
+    return Garment(**identity) if identity["kind"] in GARMENTS else Identity(**identity)
+
+
+def _check_accessory(data: Mapping[str, Any]) -> None:
     if data.get("accessory") is not None:
         _check(data["accessory"], ACCESSORIES, "accessory")
         _check(data.get("accessory_colour"), COLOURS, "colour")
-    return Thing(**dict(data, identity=Identity(**identity)))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        # Scenes without people read as they always did.
+        return {key: _plain(item) for key, item in value.items() if key != "people" or item}
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
@@ -289,7 +324,8 @@ def _place(
     return Thing(identity, round(x, 4), round(y, 4), size, worn, colour, bool(rng.random() < 0.25))
 
 
-def _style(rng: np.random.Generator, style: str | None) -> str:
+def sample_style(rng: np.random.Generator, style: str | None = None) -> str:
+    """Return the style, or draw one: ``"shaded"`` three times in four."""
     if style is not None:
         _check(style, STYLES, "style")
         return style
@@ -302,9 +338,3 @@ def _pick(rng: np.random.Generator, options: Any) -> str:
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return round(float(rng.uniform(low, high)), 4)
-
-
-def _check(name: Any, names: Any, what: str) -> None:
-    if name not in names:
-        hint = nearest(str(name), names)
-        raise CapriccioError(f"Received the {what} {name!r}, which the world does not have: {hint}")

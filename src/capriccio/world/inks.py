@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from capriccio.world.graph import COLOURS, Identity
+from capriccio.world.people import TONES
 
 NAMES = tuple(COLOURS)
+INKS = (*NAMES, *TONES)
+"""Everything there is to paint with: the ten colours, then the tones of people."""
 MIN_PERIOD = 10.0
 """Pixels: the factor-8 VAE keeps no finer pattern."""
 EDGE = 1.4
@@ -20,8 +23,8 @@ _RECIPES = {"plain": (1.0, 0), "striped": (1.0, 1), "dotted": (1.05, 2), "checke
 
 
 def palette(device: torch.device | str = "cpu") -> Tensor:
-    """All colours, (10, 3) in [0, 1], in the order of ``COLOURS``."""
-    return torch.tensor(list(COLOURS.values()), dtype=torch.float32, device=device)
+    """All colours, (inks, 3) in [0, 1], in the order of ``INKS``."""
+    return torch.tensor([*COLOURS.values(), *TONES.values()], dtype=torch.float32, device=device)
 
 
 def cover(distance: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from capriccio.errors import CapriccioError
-from capriccio.world.captions import backdrop_phrase, noun_of, with_articles, worn_phrase
+from capriccio.world.captions import backdrop_phrase, noun_of, worn_phrase
 from capriccio.world.draw import Drawing, draw
 from capriccio.world.graph import (
     BACKDROPS,
@@ -29,6 +29,7 @@ from capriccio.world.graph import (
     sample_scene,
     standing,
 )
+from capriccio.world.words import with_articles
 
 ROLES = ("subject", "place", "style")
 """What a reference picture can stand for."""

@@ -362,18 +362,19 @@ def _bow(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
     return union(wings, ellipse(x, y, 0.0, 0.0, w * 0.28, w * 0.28))
 
 
-_WORN: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+WORN_AT: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "hat": ("head", _hat),
     "crown": ("head", _crown),
     "sunglasses": ("eyes", _sunglasses),
     "scarf": ("neck", _scarf),
     "bow": ("head", _bow),
 }
+"""Where each accessory is worn, and its distance from coordinates round that place and the half width there."""
 
 
 def worn(figure: Figure, accessory: str, rows: Tensor) -> Tensor:
     """Distance (len(rows), h, w) of an accessory on the figures of the given rows."""
-    where, shape = _WORN[accessory]
+    where, shape = WORN_AT[accessory]
     cx, cy, w = (_rows(value, rows, figure.x) for value in getattr(figure, where))
     return shape(figure.x[rows] - cx, figure.y[rows] - cy, w)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,16 @@ from torch import Tensor
 
 from capriccio.pictures import grid
 from capriccio.world.cameras import orbit
+from capriccio.world.casting import (
+    flat,
+    sample_garment,
+    sample_people,
+    sample_people_panels,
+    sample_tryon,
+    wearing,
+)
 from capriccio.world.changes import CHANGES
+from capriccio.world.controls import poses, segment_colours
 from capriccio.world.diet import draw_diet
 from capriccio.world.draw import draw, draw_panels
 from capriccio.world.edits import draw_edits, sample_edit
@@ -23,6 +33,7 @@ from capriccio.world.graph import (
     KINDS,
     STYLES,
     Backdrop,
+    Garment,
     SceneGraph,
     Thing,
     sample_backdrop,
@@ -32,7 +43,9 @@ from capriccio.world.graph import (
 )
 from capriccio.world.inks import NAMES, palette
 from capriccio.world.interleaved import Interleaved, draw_interleaved, sample_interleaved
+from capriccio.world.people import GARMENTS, slot_of
 from capriccio.world.solids import FRONTED, SOLIDS, sample_solid
+from capriccio.world.tryon import tryon as truth_of_tryon
 from capriccio.world.views import PAPER, Sights, View, draw_views, views_of
 
 
@@ -104,6 +117,56 @@ def panels(rng: np.random.Generator) -> Image.Image:
 def diet(rng: np.random.Generator) -> Image.Image:
     """What the VAE eats beside scenes."""
     return sheet(draw_diet(rng, 40, 128), 8)
+
+
+def people(rng: np.random.Generator) -> Image.Image:
+    """Busts, half figures, whole figures, groups, and people in every style."""
+    views = [view for view in ("bust", "bust", "half", "whole", "whole") for _ in range(8)]
+    scenes = [sample_people(rng, style="shaded", view=view) for view in views]
+    scenes += [sample_people(rng, 2 + at % 2, style="shaded") for at in range(4)]
+    scenes += [sample_people(rng, style="shaded", things=1) for _ in range(4)]
+    scenes += [sample_people(rng, style=style, view="bust" if at % 2 else "whole") for at, style in enumerate(STYLES)]
+    return sheet(draw(scenes).pixels, 8)
+
+
+def persons(rng: np.random.Generator) -> Image.Image:
+    """Five individuals, each met eight times: in other places, poses, moods and clothes."""
+    rows = [sample_people_panels(rng, 1, 8, style="shaded").scenes for _ in range(5)]
+    return sheet(draw([scene for row in rows for scene in row]).pixels, 8)
+
+
+def garments(rng: np.random.Generator) -> Image.Image:
+    """Every garment laid flat and worn, three times."""
+    rows = []
+    for _ in range(3):
+        chosen = [sample_garment(rng, kind=kind) for kind in GARMENTS]
+        models = [sample_tryon(rng, slot=slot_of(garment.kind))[0] for garment in chosen]
+        rows += [flat(garment) for garment in chosen]
+        rows += [_worn(model, garment) for model, garment in zip(models, chosen, strict=True)]
+    return sheet(draw(rows).pixels, len(GARMENTS))
+
+
+def _worn(scene: SceneGraph, garment: Garment) -> SceneGraph:
+    return replace(scene, people=(wearing(scene.people[0], garment),))
+
+
+def tryon(rng: np.random.Generator) -> Image.Image:
+    """What try-on is told, row by row: garment, person, agnostic picture, mask, warped garment, body, parts, pose."""
+    asked = [sample_tryon(rng, slot=slot) for slot in ("upper", "upper", "dress", "lower", "hat", "shoes")]
+    known = truth_of_tryon([scene for scene, _ in asked], [garment for _, garment in asked])
+    classes = segment_colours()
+    worn = [_worn(scene, garment) for scene, garment in asked]
+    pictures = (
+        known.garment,
+        known.person,
+        known.agnostic,
+        known.mask.expand(-1, 3, -1, -1) * 2 - 1,
+        known.warped(),
+        classes[known.body].permute(0, 3, 1, 2) * 2 - 1,
+        classes[known.parts].permute(0, 3, 1, 2) * 2 - 1,
+        poses(worn) * 2 - 1,
+    )
+    return sheet(torch.stack(pictures, 1).flatten(0, 1), len(pictures))
 
 
 def solids(rng: np.random.Generator) -> Image.Image:
@@ -183,7 +246,10 @@ def _line(one: Interleaved, references: Tensor, target: Tensor) -> Image.Image:
     return line
 
 
-SHEETS = (kinds, backdrops, styles, accessories, scenes, panels, diet, solids, edits, interleaved)
+SHEETS = (
+    kinds, backdrops, styles, accessories, scenes, panels, diet,
+    people, persons, garments, tryon, solids, edits, interleaved,
+)  # fmt: skip
 
 
 def write_sheets(folder: Path, seed: int = 0) -> list[Path]:

@@ -13,11 +13,15 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from capriccio.world.graph import FEET, KINDS, Thing
+from capriccio.world.garments import build_flat
+from capriccio.world.graph import FEET, KINDS, Identity, Thing
 from capriccio.world.inks import NAMES, cover, palette, pattern
 from capriccio.world.kinds import Figure, Part, Role, build, worn
+from capriccio.world.people import BODY_PARTS, GARMENTS
 
 ACCESSORY_PART = 1 + 2 * len(KINDS)
+NUM_PARTS = 1 + ACCESSORY_PART + len(BODY_PARTS) + 2 * len(GARMENTS)
+"""Classes of the part map: background, body and accent of each kind, accessory; people; garments like kinds."""
 
 _LIGHT = (-0.46, -0.64)  # towards the light, on the picture plane
 _GLINT = (-0.34, -0.48)  # the lean at which a surface mirrors the light
@@ -49,7 +53,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """Where the windows are, and the coordinates of their pixels in the frame of each object."""
 
     left: list[int]
@@ -65,7 +69,7 @@ class _Frame:
 class _Paint:
     """A picture of the things that grows part by part, from back to front."""
 
-    def __init__(self, frame: _Frame, print_: Tensor) -> None:
+    def __init__(self, frame: Frame, print_: Tensor) -> None:
         self.frame, self.print = frame, print_
         self.nearest = torch.full_like(print_, 1e3)
         self.lean_x, self.lean_y = torch.zeros_like(print_), torch.zeros_like(print_)
@@ -78,7 +82,7 @@ class _Paint:
         torch.minimum(self.nearest, pixels, out=self.nearest)
         if not isinstance(part.relief, float) or part.relief > 0:
             curve = (pixels / (part.relief * self.frame.half)).add_(1).clamp_(0, 1).mul_(0.5)
-            along_x, along_y = _differences(pixels)
+            along_x, along_y = differences(pixels)
             self.lean_x.lerp_(along_x.mul_(curve), covered)
             self.lean_y.lerp_(along_y.mul_(curve), covered)
         if part.role is not Role.MAIN and part.role not in self.shares:
@@ -101,10 +105,11 @@ class _Paint:
         """Coverage (n, h, w) in [0, 1] of the things."""
         return cover(self.nearest)
 
-    def parts(self, kind: int) -> Tensor:
+    def parts(self, kind: str) -> Tensor:
         """Classes of the part map inside the things, (n, h, w) float."""
-        classes = torch.full_like(self.print, 1.0 + 2 * kind)
-        for role, name in ((Role.ACCENT, 2.0 + 2 * kind), (Role.WORN, float(ACCESSORY_PART))):
+        main = garment_part(kind) if kind in GARMENTS else 1 + 2 * KINDS.index(kind)
+        classes = torch.full_like(self.print, float(main))
+        for role, name in ((Role.ACCENT, main + 1.0), (Role.WORN, float(ACCESSORY_PART))):
             if role in self.shares:
                 classes.lerp_(classes.new_tensor(name), _exceeds(self.shares[role], 0.5))
         return classes
@@ -120,27 +125,49 @@ class _Paint:
         return result
 
     def lit(self, flat: Tensor) -> Tensor:
-        """Soft light from the upper left, a bounce from below, a glint; (n, 3, h, w)."""
-        facing = self.lean_x * _LIGHT[0] + self.lean_y * _LIGHT[1]
-        light = 1.0 + 0.42 * facing - 0.07 * self.frame.y
-        bounce = (-facing - 0.62).clamp_min_(0)
-        spread = (self.lean_x - _GLINT[0]).square_().add_((self.lean_y - _GLINT[1]).square_())
-        glint = (1 - spread * 7.0).clamp_(0, 1).square_().mul_(0.42)
-        # A little of every colour is white, so that black things show their form too.
-        picture = (flat * light[:, None]).add_((facing + bounce).mul_(0.05)[:, None])
-        return picture.lerp_(picture.new_ones(()), glint[:, None]).clamp_(0, 1)
+        """Colours in the light, (n, 3, h, w)."""
+        return light(flat, self.lean_x, self.lean_y, self.frame.y)
 
     def relief(self) -> Tensor:
         """Height of the surface in [0, 1], (n, h, w): 1 where it faces the viewer."""
         return (1 - self.lean_x.square() - self.lean_y.square()).clamp_(0, 1).sqrt_()
 
-    def shade(self, foot: float, grounded: Tensor) -> Tensor:
+    def shade(self, foot: float | None, grounded: Tensor) -> Tensor:
         """What is left of the light behind the things: a contact shadow and a soft halo, (n, h, w)."""
-        halo = (1 - self.nearest / _HALO).clamp_(0, 1).square_().mul_(0.26)
-        along = (self.frame.x * self.frame.sign - 0.06) / 0.82
-        across = (self.frame.y - foot - 0.01) / 0.15
-        contact = (1 - along.square() - across.square()).clamp_(0, 1).mul_(0.52)
-        return 1 - torch.maximum(halo, contact) * grounded
+        dark = halo(self.nearest)
+        if foot is not None:
+            dark = torch.maximum(dark, contact(self.frame.x * self.frame.sign, self.frame.y, foot))
+        return 1 - dark * grounded
+
+
+def light(flat: Tensor, lean_x: Tensor, lean_y: Tensor, y: Tensor) -> Tensor:
+    """Soft light from the upper left, a bounce from below, a glint.
+
+    Args:
+        flat: Colours without light, (n, 3, h, w).
+        lean_x: How far the surface leans to the right, (n, h, w).
+        lean_y: How far it leans downwards.
+        y: Ordinates in the frame of each thing.
+    """
+    facing = lean_x * _LIGHT[0] + lean_y * _LIGHT[1]
+    bright = 1.0 + 0.42 * facing - 0.07 * y
+    bounce = (-facing - 0.62).clamp_min_(0)
+    spread = (lean_x - _GLINT[0]).square_().add_((lean_y - _GLINT[1]).square_())
+    glint = (1 - spread * 7.0).clamp_(0, 1).square_().mul_(0.42)
+    # A little of every colour is white, so that black things show their form too.
+    picture = (flat * bright[:, None]).add_((facing + bounce).mul_(0.05)[:, None])
+    return picture.lerp_(picture.new_ones(()), glint[:, None]).clamp_(0, 1)
+
+
+def halo(nearest: Tensor) -> Tensor:
+    """Soft darkness round things, in [0, 1], from the distance to the nearest part in pixels."""
+    return (1 - nearest / _HALO).clamp_(0, 1).square_().mul_(0.26)
+
+
+def contact(x: Tensor, y: Tensor, foot: float) -> Tensor:
+    """Shadow where things meet the ground, in [0, 1]."""
+    along, across = (x - 0.06) / 0.82, (y - foot - 0.01) / 0.15
+    return (1 - along.square() - across.square()).clamp_(0, 1).mul_(0.52)
 
 
 def extent(thing: Thing, size: int) -> tuple[int, int, int, int]:
@@ -173,14 +200,17 @@ def draw_kind(
         device: Where to draw.
     """
     frame = _frame(things, size, device)
-    figure = build(kind, frame.x, frame.y, _column([thing.identity.shape for thing in things], device))
+    figure = built(kind, frame.x, frame.y, [thing.identity for thing in things])
     print_ = pattern(frame.x * frame.half, frame.y * frame.half, [one.identity for one in things], 2 * frame.half)
     paint = _Paint(frame, print_)
     for part in (*figure.parts, *_accessories(figure, things)):
         paint.over(part)
     names = [_ink_names(thing) for thing in things]
     flat = paint.flat(palette(device)[torch.tensor(names, device=device)])
-    shade = paint.shade(FEET[kind], _column(grounded, device)[:, None, None])
+    # Garments are laid flat: no foot touches the ground, and a breath of shadow shows white ones on plain white.
+    laid = kind in GARMENTS
+    dark = [0.5 if laid else float(one) for one in grounded]
+    shade = paint.shade(None if laid else FEET[kind], _column(dark, device)[:, None, None])
     return Windows(
         frame.left,
         frame.top,
@@ -188,10 +218,27 @@ def draw_kind(
         flat,
         paint.cover()[:, None],
         shade[:, None],
-        paint.parts(KINDS.index(kind)),
+        paint.parts(kind),
         paint.inks(_column(names, device) + 1),
         paint.relief(),
     )
+
+
+def body_part(name: str) -> int:
+    """Class of one of ``BODY_PARTS`` in the part map."""
+    return ACCESSORY_PART + 1 + BODY_PARTS.index(name)
+
+
+def garment_part(kind: str) -> int:
+    """Class of the main part of a garment in the part map; that of its accent is the next."""
+    return ACCESSORY_PART + 1 + len(BODY_PARTS) + 2 * GARMENTS.index(kind)
+
+
+def built(kind: str, x: Tensor, y: Tensor, identities: Sequence[Identity]) -> Figure:
+    """Build the parts of objects of one kind, or of garments that are laid flat."""
+    if kind in GARMENTS:
+        return build_flat(kind, x, y, identities)
+    return build(kind, x, y, _column([one.shape for one in identities], x.device))
 
 
 def _ink_names(thing: Thing) -> list[int]:
@@ -216,7 +263,7 @@ def _accessories(figure: Figure, things: Sequence[Thing]) -> Iterator[Part]:
         yield Part(distance, Role.WORN, 0.16)
 
 
-def _differences(pixels: Tensor) -> tuple[Tensor, Tensor]:
+def differences(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Differences across two pixels along both axes; zero on the border, where things never are."""
     along_x, along_y = torch.zeros_like(pixels), torch.zeros_like(pixels)
     torch.sub(pixels[:, :, 2:], pixels[:, :, :-2], out=along_x[:, :, 1:-1])
@@ -224,7 +271,7 @@ def _differences(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return along_x, along_y
 
 
-def _frame(things: Sequence[Thing], size: int, device: torch.device | str) -> _Frame:
+def _frame(things: Sequence[Thing], size: int, device: torch.device | str) -> Frame:
     halves = [thing.size * size / 2 for thing in things]
     wide = min(size, ceil(max(halves) * 2) + 2 * _MARGIN)
     tall = min(size, ceil(max(halves) * (2 + _ABOVE + _BELOW)) + 2 * _MARGIN)
@@ -243,7 +290,7 @@ def _frame(things: Sequence[Thing], size: int, device: torch.device | str) -> _F
     x = (torch.arange(wide, device=device)[None, None, :] + 0.5 - centre_x) / half * sign
     y = (torch.arange(tall, device=device)[None, :, None] + 0.5 - centre_y) / half
     shape = (len(things), tall, wide)
-    return _Frame(left, top, x.expand(shape).contiguous(), y.expand(shape).contiguous(), half, sign)
+    return Frame(left, top, x.expand(shape).contiguous(), y.expand(shape).contiguous(), half, sign)
 
 
 def _start(wanted: float, length: int, size: int) -> int:
