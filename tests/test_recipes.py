@@ -244,6 +244,18 @@ def test_the_decoder_goes_on_and_latents_stay() -> None:
     assert changed == {"decoder"}
 
 
+def test_a_folder_of_weights_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "flux"
+    folder.mkdir()
+    (folder / "old-shard").touch()
+    with pytest.raises(RuntimeError):
+        miniature.replace_folder(folder, lambda scratch: (_ for _ in ()).throw(RuntimeError))
+    assert [path.name for path in folder.iterdir()] == ["old-shard"]
+    miniature.replace_folder(folder, lambda scratch: (scratch / "new-shard").touch())
+    assert [path.name for path in tmp_path.iterdir()] == ["flux"]
+    assert [path.name for path in folder.iterdir()] == ["new-shard"]
+
+
 def test_orders_are_checked() -> None:
     with pytest.raises(CapriccioError, match="did you mean 'flux'"):
         miniature.Order("fluxx")

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,14 +152,26 @@ def carry_out(order: Order) -> None:
     model = fit(task, order.runs / order.name)
     if int(os.environ.get("RANK", 0)) == 0:
         folder = Path(assets.__file__).parent / order.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        task.save(model, folder)
+        replace_folder(folder, lambda scratch: task.save(model, scratch))
         model.float()
         rows = task.measure(model)
         write_rows(rows, folder / "metrics.json")
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         last = (order.runs / order.name / "log.jsonl").read_text().splitlines()[-1]
         (folder / "README.md").write_text(card(order, task, parameters, json.loads(last)["step"], rows))
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Put what ``write`` leaves in a scratch folder into the place of ``folder``: nothing old stays, nothing half."""
+    scratch, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write(scratch)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    scratch.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _parse(arguments: list[str]) -> Order:
