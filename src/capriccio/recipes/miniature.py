@@ -44,7 +44,7 @@ THRIFT = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
-"""One thread a process; and glibc keeps what it is given back, for a third of a step went into fresh pages."""
+"""One thread a process; and glibc keeps what it is given back, for a quarter of a step went into fresh pages."""
 
 
 @dataclass(frozen=True)
