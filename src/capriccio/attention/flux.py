@@ -38,15 +38,14 @@ class FluxProcessor(StandIn):
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb, *extra)
         refuse_mask(attention_mask)
         query, key, value = image = _image_stream(attn, hidden_states)
-        num_text, states = 0, hidden_states
+        num_text = 0
         if encoder_hidden_states is not None:
-            states = torch.cat([encoder_hidden_states, hidden_states], dim=1)
             num_text = encoder_hidden_states.shape[1]
             text = _text_stream(attn, encoder_hidden_states)
             query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
         if image_rotary_emb is not None:
             query, key = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (query, key))
-        self.slot.remember(states)
+        self.slot.remember(*(() if encoder_hidden_states is None else (encoder_hidden_states,)), hidden_states)
         joint = self.slot.attend(query, key, value, self._core).flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
             return joint

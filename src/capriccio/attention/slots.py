@@ -69,11 +69,15 @@ class Slot:
                 "role for each row."
             )
 
-    def remember(self, states: Tensor) -> None:
-        """Record the states (B, N, C) that the coming attention is projected from, where a form asks for them."""
+    def remember(self, *states: Tensor) -> None:
+        """Record the states that the coming attention is projected from, where a form asks for them.
+
+        Args:
+            states: Those of all queries, (B, N, C), in pieces along the tokens; joined only when asked for.
+        """
         for part in self.parts:
             for name, queries in () if part.form is None else part.form.features:
-                own = take(take(states, part.rows, dim=0), queries)
+                own = take(take(torch.cat(states, dim=1), part.rows, dim=0), queries)
                 names = range(len(own)) if part.names is None else part.names
                 self.features.setdefault(name, Recorder()).add(names, own)
 
