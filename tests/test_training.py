@@ -18,6 +18,7 @@ from capriccio.objectives import (
     masked_mean,
     pyramid_l1,
 )
+from capriccio.training import optimisers, trainer
 from capriccio.training.optimisers import Muon, muon_and_adamw, orthogonalise, warm_constant_decay
 from capriccio.training.trainer import Average, Batch, Row, Schedule, fit
 
@@ -157,3 +158,20 @@ def test_no_mask_hides_a_whole_panel(rows: int, columns: int, share: float) -> N
         shares.append(float(mask.mean()))
     assert 0.03 < np.mean(np.array(shares) == 0) < 0.2
     assert np.mean(shares) > 0.05
+
+
+def test_attention_of_short_sequences_is_left_as_it_was_found() -> None:
+    before = torch.backends.cuda.math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    query = torch.randn(1, 2, 8, 16)
+    fused = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    with trainer._short_attention():
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        plain = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert torch.allclose(fused, plain, atol=1e-5)
+    assert (torch.backends.cuda.math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+
+
+def test_half_precision_is_asked_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert optimisers.quick_dtype() == expected
