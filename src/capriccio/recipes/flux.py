@@ -173,21 +173,13 @@ class JointSentences(Sentences):
 class FluxTask(GalleryTask):
     """Train transformer and text encoder from latents of the gallery."""
 
+    shares = SHARES
+    sizes = BATCH
+    token = TOKEN
+
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60))
     start: Path | None = None  # a finished pipeline folder to go on from
     name: str = "flux"
-
-    @property
-    def shares(self) -> dict[str, float]:
-        return SHARES
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return BATCH
-
-    @property
-    def token(self) -> int:
-        return TOKEN
 
     @cached_property
     def sentences(self) -> JointSentences:

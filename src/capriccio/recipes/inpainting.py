@@ -51,6 +51,8 @@ def pack_mask(mask: Tensor) -> Tensor:
 class FillTask(FluxTask):
     """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels."""
 
+    shares = SHARES
+
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, seed=1))
     name: str = "fill"
 
@@ -71,10 +73,6 @@ class FillTask(FluxTask):
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=8e-4)
-
-    @property
-    def shares(self) -> dict[str, float]:
-        return SHARES
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         masks = [random_mask(rng, wing.rows, wing.columns) for _ in rows]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -73,27 +75,22 @@ class Sentences:
 
 @dataclass
 class GalleryTask:
-    """A model that learns to paint the latents of the gallery from its sentences."""
+    """A model that learns to paint the latents of the gallery from its sentences.
+
+    Attributes:
+        shares: How often a batch comes from each wing, in the order of the wings.
+        sizes: Pictures in a batch from each wing, on a CPU; a GPU takes eight times as many.
+        token: Pixels a side of one token of the part map.
+    """
+
+    shares: ClassVar[Mapping[str, float]]
+    sizes: ClassVar[Mapping[str, int]]
+    token: ClassVar[int]
 
     runs: Path
     budget: str = "cpu"
     rank: int = 0
     processes: int = 1
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """How often a batch comes from each wing, in the order of the wings."""
-        raise NotImplementedError
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Pictures in a batch from each wing, on a CPU; a GPU takes eight times as many."""
-        raise NotImplementedError
-
-    @property
-    def token(self) -> int:
-        """Pixels a side of one token of the part map."""
-        raise NotImplementedError
 
     @cached_property
     def vae(self) -> AutoencoderKL:
@@ -118,8 +115,7 @@ class GalleryTask:
 
     def choose_wing(self, rng: np.random.Generator) -> Wing:
         """The wing that a batch comes from; all wings cost about the same a batch."""
-        shares = self.shares
-        return gallery.WINGS[self.budget][int(rng.choice(len(shares), p=list(shares.values())))]
+        return gallery.WINGS[self.budget][int(rng.choice(len(self.shares), p=list(self.shares.values())))]
 
     def batch(self, rng: np.random.Generator) -> Batch:
         wing = self.choose_wing(rng)

@@ -143,21 +143,13 @@ def is_muons(name: str, value: Tensor) -> bool:
 class SDTask(GalleryTask):
     """Train the U-Net from latents of the gallery."""
 
+    shares = SHARES
+    sizes = BATCH
+    token = FACTOR
+
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60))
     start: Path | None = None  # a finished pipeline folder to go on from
     name: str = "sd"
-
-    @property
-    def shares(self) -> dict[str, float]:
-        return SHARES
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return BATCH
-
-    @property
-    def token(self) -> int:
-        return FACTOR
 
     @cached_property
     def alphas(self) -> Tensor:
