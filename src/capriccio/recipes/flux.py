@@ -31,8 +31,8 @@ from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, Senten
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
-from capriccio.world.graph import Panels, SceneGraph
 from capriccio.world.tokenizers import clip_tokenizer, t5_tokenizer
+from capriccio.world.whole import Picture
 
 TOKEN = 16  # pixels of one image token
 CELLS = (TOKEN // CELL) ** 2
@@ -162,7 +162,7 @@ class JointSentences(Sentences):
         super().__init__(dropout)
         self.t5 = t5_tokenizer()
 
-    def __call__(self, graphs: list[SceneGraph | Panels], rng: np.random.Generator) -> Batch:
+    def __call__(self, graphs: list[Picture], rng: np.random.Generator) -> Batch:
         texts = [self.say(graph, rng) for graph in graphs]
         words = self.t5(texts, padding=True, truncation=True, max_length=128, return_tensors="pt").input_ids
         words = F.pad(words, (0, text_length(words.shape[1], rng) - words.shape[1]), value=self.t5.pad_token_id)

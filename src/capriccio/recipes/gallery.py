@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from capriccio.world.draw import Drawing, draw, draw_panels
-from capriccio.world.graph import (
-    STUDIO,
-    Backdrop,
-    Panels,
-    SceneGraph,
-    from_dict,
-    sample_panels,
-    sample_scene,
-    to_dict,
-)
+from capriccio.world.whole import Picture, depict, from_dict, sample_picture, sample_sheet, to_dict
 
 SHARD = 256
 CELL = 4  # pixels of one cell of the part map
@@ -44,12 +34,9 @@ class Wing:
 
 
 WINGS = {
-    "cpu": (Wing("scenes", 1, 1, 20_480), Wing("pairs", 1, 2, 10_240), Wing("grids", 2, 2, 512)),
+    "cpu": (Wing("scenes", 1, 1, 18_432), Wing("pairs", 1, 2, 4_096), Wing("grids", 2, 2, 256)),
     "gpu": (Wing("scenes", 1, 1, 122_880), Wing("pairs", 1, 2, 61_440), Wing("grids", 2, 2, 8_192)),
 }
-SUBJECTS = (0.55, 0.33, 0.08, 0.04)  # share of scenes with one to four subjects
-SHADED_ANYWAY = 0.4  # the world's own share of other styles, one in four, becomes one in seven
-WHITE_SCENES, WHITE_PANELS = 0.05, 0.3
 
 
 @dataclass
@@ -67,7 +54,7 @@ class Pictures:
     latents: np.ndarray
     parts: np.ndarray
     inks: np.ndarray
-    graphs: list[SceneGraph | Panels]
+    graphs: list[Picture]
     shards: list[np.ndarray]
 
     def __len__(self) -> int:
@@ -78,24 +65,11 @@ class Pictures:
         return torch.from_numpy(np.stack([self.shards[row // SHARD][row % SHARD] for row in rows])).float() / 127.5 - 1
 
 
-def imagine(wing: Wing, rng: np.random.Generator, split: str = "train") -> SceneGraph | Panels:
-    """One scene or one set of panels for a wing; some stand on plain white, as product photos of the web do."""
-    style = "shaded" if rng.random() < SHADED_ANYWAY else None
+def imagine(wing: Wing, rng: np.random.Generator, split: str = "train") -> Picture:
+    """One picture for a wing."""
     if wing.rows * wing.columns == 1:
-        scene = sample_scene(rng, subjects=int(rng.choice(4, p=SUBJECTS)) + 1, split=split, style=style)
-        return _on_white(scene) if rng.random() < WHITE_SCENES else scene
-    panels = sample_panels(rng, wing.rows, wing.columns, split, style)
-    white = int(rng.integers(len(panels.scenes))) if rng.random() < WHITE_PANELS else None
-    return replace(panels, scenes=tuple(_on_white(s) if i == white else s for i, s in enumerate(panels.scenes)))
-
-
-def _on_white(scene: SceneGraph) -> SceneGraph:
-    return replace(scene, backdrop=Backdrop(STUDIO))
-
-
-def depict(graphs: list[SceneGraph | Panels]) -> Drawing:
-    """Draw scenes or panels (all of one kind)."""
-    return draw(graphs) if isinstance(graphs[0], SceneGraph) else draw_panels(graphs)  # type: ignore[arg-type]
+        return sample_picture(rng, split)
+    return sample_sheet(rng, wing.rows, wing.columns, split)
 
 
 @torch.no_grad()

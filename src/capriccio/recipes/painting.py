@@ -20,13 +20,12 @@ from capriccio import assets
 from capriccio.recipes import gallery
 from capriccio.recipes.gallery import CELL, Pictures, Wing, fill_gallery, open_wing
 from capriccio.training.trainer import Batch
-from capriccio.world.captions import sample_caption, sample_panel_caption
-from capriccio.world.graph import COLOURS, KINDS, Panels, SceneGraph
+from capriccio.world.draw import NUM_INKS, NUM_PARTS
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
+from capriccio.world.whole import UNKNOWN, Picture, describe
 
 LATENTS = 8
-PARTS = 2 * len(KINDS) + 2
-INKS = len(COLOURS) + 1
+PARTS, INKS = NUM_PARTS, NUM_INKS
 
 
 def gather_cells(labels: Tensor, token: int) -> Tensor:
@@ -38,7 +37,7 @@ def gather_cells(labels: Tensor, token: int) -> Tensor:
 
 
 def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
-    """Cross-entropy of the part map and of the ink map, summed.
+    """Cross-entropy of the part map and of the ink map, summed; cells of the class ``UNKNOWN`` do not count.
 
     Args:
         logits: (B, tokens, cells, parts + inks).
@@ -46,9 +45,11 @@ def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
         inks: (B, tokens, cells).
     """
     part_logits, ink_logits = logits.float().split([PARTS, INKS], dim=-1)
-    return F.cross_entropy(part_logits.flatten(0, 2), parts.flatten()) + F.cross_entropy(
-        ink_logits.flatten(0, 2), inks.flatten()
+    part_loss, ink_loss = (
+        F.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=UNKNOWN)
+        for logits, labels in ((part_logits, parts), (ink_logits, inks))
     )
+    return part_loss + ink_loss
 
 
 class Sentences:
@@ -57,11 +58,9 @@ class Sentences:
     def __init__(self, dropout: float = 0.1) -> None:
         self.clip, self.dropout = clip_tokenizer(), dropout
 
-    def say(self, graph: SceneGraph | Panels, rng: np.random.Generator) -> str:
+    def say(self, graph: Picture, rng: np.random.Generator) -> str:
         """One sentence on a graph, or nothing."""
-        if rng.random() < self.dropout:
-            return ""
-        return sample_panel_caption(graph, rng) if isinstance(graph, Panels) else sample_caption(graph, rng)
+        return "" if rng.random() < self.dropout else describe(graph, rng)
 
     def clip_ids(self, texts: list[str], whole: bool = False) -> Tensor:
         """Word ids (B, T) of texts, padded to the longest, or as a whole to the 77 that CLIP always reads."""
@@ -69,7 +68,7 @@ class Sentences:
         settings = {"truncation": True, "max_length": CLIP_LENGTH, "return_tensors": "pt"}
         return self.clip(texts, padding=padding, **settings).input_ids
 
-    def __call__(self, graphs: list[SceneGraph | Panels], rng: np.random.Generator) -> Batch:
+    def __call__(self, graphs: list[Picture], rng: np.random.Generator) -> Batch:
         return {"clip_ids": self.clip_ids([self.say(graph, rng) for graph in graphs], whole=True)}
 
 

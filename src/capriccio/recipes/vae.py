@@ -1,6 +1,6 @@
 """The miniature's autoencoder: ``AutoencoderKL``, factor 8, 8 latent channels.
 
-Trained on random crops of scenes and of a broader diet (shapes, strokes, gradients, textures), so that worlds to come
+Trained on random crops of the whole world and of a broader diet (shapes, strokes, gradients, textures), so that worlds to come
 need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps latents
 smooth and therefore easy to paint. Then ``vae-decoder`` goes on with the decoder alone, on whole pictures; latents stay
 what other models learn, or have learned.
@@ -25,8 +25,7 @@ from capriccio.objectives import gaussian_kl, gradient_l1, pyramid_l1
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.diet import draw_diet
-from capriccio.world.draw import draw
-from capriccio.world.graph import sample_scene
+from capriccio.world.whole import depict, sample_picture
 
 CHANNELS = {"cpu": (16, 32, 64, 128), "gpu": (32, 64, 128, 192)}
 POOL = {"cpu": 3_072, "gpu": 16_384}  # pictures drawn beforehand by every process
@@ -85,12 +84,9 @@ class Decoding(Autoencoding):
 
 
 def draw_mixture(rng: np.random.Generator, count: int, diet: float = 0.3) -> Tensor:
-    """Pictures (count, 3, 128, 128) in [-1, 1]: scenes of one to four subjects, and a share of the broad diet."""
+    """Pictures (count, 3, 128, 128) in [-1, 1]: whatever the world shows, and a share of the broad diet."""
     broad = int(rng.binomial(count, diet))
-    scenes = [
-        sample_scene(rng, subjects=int(rng.choice(4, p=(0.6, 0.25, 0.1, 0.05))) + 1) for _ in range(count - broad)
-    ]
-    parts = [draw(scenes).pixels] if scenes else []
+    parts = [depict([sample_picture(rng) for _ in range(count - broad)]).pixels] if broad < count else []
     return torch.cat(parts + ([draw_diet(rng, broad)] if broad else []))
 
 

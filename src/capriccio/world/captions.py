@@ -26,6 +26,7 @@ from capriccio.world.words import (
     colour_word,
     honest,
     pick,
+    sample_detail,
     with_articles,
 )
 
@@ -152,8 +153,7 @@ def caption(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full"
 
 def sample_caption(scene: SceneGraph, rng: np.random.Generator) -> str:
     """Draw a caption to learn from: 70 % full, 15 % brief, 15 % by kind alone."""
-    details: tuple[Detail, ...] = ("full", "brief", "kind")
-    return caption(scene, rng, details[int(rng.choice(3, p=(0.70, 0.15, 0.15)))])
+    return caption(scene, rng, sample_detail(rng))
 
 
 def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "full") -> str:
@@ -182,8 +182,7 @@ def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "fu
 
 def sample_panel_caption(panels: Panels, rng: np.random.Generator) -> str:
     """Draw a caption of panels to learn from: half of them give the kind alone, so that the identity must be copied."""
-    details: tuple[Detail, ...] = ("full", "brief", "kind")
-    return panel_caption(panels, rng, details[int(rng.choice(3, p=(0.40, 0.10, 0.50)))])
+    return panel_caption(panels, rng, sample_detail(rng, (0.40, 0.10, 0.50)))
 
 
 def regional_captions(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,6 +103,26 @@ def views_of(solid: Identity, c: Cameras, backdrop: Backdrop = _PAPER) -> tuple[
     """Views of one solid by cameras."""
     numbers = torch.stack([c.azimuth, c.elevation, c.distance, c.fov], 1).double().round(decimals=4).tolist()
     return tuple(View(solid, turned, raised, far, fov, backdrop) for turned, raised, far, fov in numbers)
+
+
+def view_to_dict(view: View) -> dict[str, Any]:
+    """Return a view as nested dictionaries that JSON can hold."""
+    return asdict(view)
+
+
+def view_from_dict(data: Mapping[str, Any]) -> View:
+    """Rebuild what ``view_to_dict`` returned.
+
+    Raises:
+        CapriccioError: If a key is missing or unknown.
+    """
+    try:
+        solid, backdrop = dict(data["solid"]), data["backdrop"]
+        solid["shape"] = tuple(solid["shape"])
+        ground = Backdrop(backdrop["kind"], tuple(backdrop["variation"]))
+        return View(**{**data, "solid": Identity(**solid), "backdrop": ground})
+    except (KeyError, TypeError) as error:
+        raise CapriccioError(f"This is no view ({error}): give what view_to_dict returns.") from error
 
 
 def cameras_of(views: Sequence[View], device: torch.device | str = "cpu") -> Cameras:

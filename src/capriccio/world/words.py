@@ -31,6 +31,12 @@ MARKS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def sample_detail(rng: np.random.Generator, shares: tuple[float, float, float] = (0.70, 0.15, 0.15)) -> Detail:
+    """Draw how much a caption tells; ``shares`` are those of full, brief and bare ones."""
+    details: tuple[Detail, ...] = ("full", "brief", "kind")
+    return details[int(rng.choice(3, p=shares))]
+
+
 def honest(detail: Detail, style: str) -> Honest:
     """What may be said of a subject in a style: no colours where there are none."""
     if style not in COLOURLESS:
