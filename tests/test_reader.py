@@ -1,4 +1,4 @@
-"""The reader, its recipe, and CLIP's: what learns, from what, and what is saved."""
+"""The reader and its recipe: what learns, from what, and what is saved."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from capriccio import assets
 from capriccio.errors import CapriccioError
 from capriccio.modules.reader import CLASSES, CLOSE, MAP, Reader, bounds, close_up
 from capriccio.perception.reader import identity_threshold, load_reader, read, same_individual
-from capriccio.recipes.clip import ClipTask, Towers, distinct_scenes, image_processor, patch_shares
 from capriccio.recipes.reader import (
     IGNORED,
     ReaderTask,
@@ -152,57 +150,6 @@ def test_a_saved_reader_reads_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     near = read(pixels, load_reader("reader")).identity - model(pixels)["identity"]
     assert near.abs().max() < 0.01
     assert identity_threshold("reader") == 0.5
-
-
-def test_clips_loss_reaches_every_weight_and_ignores_what_a_caption_leaves_out() -> None:
-    task = ClipTask()
-    batch = task.batch(np.random.default_rng(0))
-    told, seen = (batch[f"{side}/main"] != IGNORED for side in ("text", "image"))
-    assert told.sum() < seen.sum()
-    assert not (told & ~seen).any()
-    few = {name: value[:8] for name, value in batch.items()}
-    model = task.models()
-    loss, _ = task.loss(model, few, torch.Generator())
-    loss.backward()
-    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    assert loss.isfinite()
-    assert unused == set()
-
-
-def test_saved_encoders_load_as_flux_and_plain_clip_need_them(tmp_path: Path) -> None:
-    task = ClipTask()
-    torch.manual_seed(0)
-    model = Towers(task.tokenizer, layers=1).eval()
-    task.save(model, tmp_path)
-    ids = task.ids(["a red mug in the snow", "the cat"])
-    pooled = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)(ids).pooler_output
-    embedded = CLIPTextModelWithProjection.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)(ids)
-    assert pooled.shape == embedded.text_embeds.shape == (2, 192)
-    assert not torch.allclose(pooled, embedded.text_embeds)
-    images = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "image_encoder", dtype=torch.float32)
-    pixels = torch.rand(1, 3, 128, 128) * 2 - 1
-    expected = model.image_encoder(pixel_values=pixels).image_embeds
-    assert torch.allclose(images(pixel_values=pixels).image_embeds, expected, atol=0.02)
-    CLIPImageProcessor.from_pretrained(tmp_path / "feature_extractor")
-
-
-def test_the_image_processor_gives_the_pixels_that_were_learned() -> None:
-    from PIL import Image
-
-    pixels = image_processor()(Image.new("RGB", (200, 128), "white"), return_tensors="pt").pixel_values
-    assert pixels.shape == (1, 3, 128, 128)
-    assert torch.allclose(pixels, torch.ones(()))
-
-
-def test_patch_shares_are_distributions(scenes: list) -> None:
-    for shares in patch_shares(draw(scenes)):
-        assert shares.shape[:2] == (6, 64)
-        assert torch.allclose(shares.sum(-1), torch.ones(()))
-
-
-def test_retrieval_is_asked_on_distinct_captions() -> None:
-    found, texts = distinct_scenes(np.random.default_rng(0), 32)
-    assert len(found) == len(set(texts)) == 32
 
 
 def test_the_trained_reader_knows_individuals() -> None:

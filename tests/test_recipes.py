@@ -18,15 +18,29 @@ from diffusers import (
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+)
 
 from capriccio.errors import CapriccioError
 from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.recipes import flux, gallery, inpainting, miniature, painting, sd, vae
+from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, indices, patch_shares, truths
+from capriccio.recipes.reader import IGNORED
 from capriccio.scene import Edit, Scene
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
+from capriccio.world.casting import sample_people
+from capriccio.world.draw import NUM_PARTS, draw
+from capriccio.world.graph import sample_scene
+from capriccio.world.people import garment_at
 from capriccio.world.tokenizers import clip_tokenizer
+from capriccio.world.views import sample_view
+from capriccio.world.whole import UNKNOWN
 
 WINGS = {
     "cpu": tuple(gallery.Wing(name, rows, columns, 4) for name, rows, columns in [("scenes", 1, 1), ("pairs", 1, 2)])
@@ -78,10 +92,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "SHARD", 4)
     monkeypatch.setattr(gallery, "WINGS", WINGS)
-    for module in (flux, inpainting, sd):
-        monkeypatch.setattr(module, "SHARES", {"scenes": 0.5, "pairs": 0.5})
-    for module in (flux, sd):
-        monkeypatch.setattr(module, "BATCH", {"scenes": 2, "pairs": 2})
+    for task in (flux.FluxTask, inpainting.FillTask, inpainting.ControlNetTask, sd.SDTask):
+        monkeypatch.setattr(task, "shares", {"scenes": 0.5, "pairs": 0.5})
+        monkeypatch.setattr(task, "sizes", {"scenes": 2, "pairs": 2})
 
 
 def prepared(task: Any) -> Any:
@@ -95,6 +108,104 @@ def one_step(task: Any) -> tuple[torch.nn.Module, Tensor]:
     loss.backward()
     assert all(torch.isfinite(value) for value in readings.values())
     return model, loss
+
+
+def test_clips_loss_reaches_every_weight_and_ignores_what_a_caption_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "SHARD", 64)
+    monkeypatch.setattr(gallery, "WINGS", {"cpu": (gallery.Wing("scenes", 1, 1, 64),)})
+    task = prepared(ClipTask(tmp_path))
+    batch = task.batch(np.random.default_rng(0))
+    told, seen = (batch[f"{side}/main"] != IGNORED for side in ("text", "image"))
+    assert told.sum() < seen.sum()
+    assert not (told & ~seen).any()
+    few = {name: value[:32] for name, value in batch.items()}
+    model = task.models()
+    loss, _ = task.loss(model, few, torch.Generator())
+    loss.backward()
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert loss.isfinite()
+    assert unused == set()
+
+
+def test_saved_encoders_load_as_flux_and_plain_clip_need_them(tmp_path: Path) -> None:
+    task = ClipTask(tmp_path)
+    torch.manual_seed(0)
+    model = Towers(task.tokenizer, layers=1).eval()
+    task.save(model, tmp_path)
+    ids = task.ids(["a red mug in the snow", "the cat"])
+    pooled = CLIPTextModel.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)(ids).pooler_output
+    embedded = CLIPTextModelWithProjection.from_pretrained(tmp_path / "text_encoder", dtype=torch.float32)(ids)
+    assert pooled.shape == embedded.text_embeds.shape == (2, 192)
+    assert not torch.allclose(pooled, embedded.text_embeds)
+    images = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "image_encoder", dtype=torch.float32)
+    pixels = torch.rand(1, 3, 128, 128) * 2 - 1
+    expected = model.image_encoder(pixel_values=pixels).image_embeds
+    assert torch.allclose(images(pixel_values=pixels).image_embeds, expected, atol=0.02)
+    CLIPImageProcessor.from_pretrained(tmp_path / "feature_extractor")
+
+
+def test_the_image_processor_gives_the_pixels_that_were_learned() -> None:
+    from PIL import Image
+
+    pixels = image_processor()(Image.new("RGB", (200, 128), "white"), return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 128, 128)
+    assert torch.allclose(pixels, torch.ones(()))
+
+
+def test_patch_shares_are_distributions() -> None:
+    rng = np.random.default_rng(0)
+    labels = draw([sample_scene(rng) for _ in range(6)]).parts[:, 2::4, 2::4]
+    shares = patch_shares(labels, NUM_PARTS)
+    assert shares.shape == (6, 64, NUM_PARTS)
+    assert torch.allclose(shares.sum(-1), torch.ones(()))
+    assert torch.equal(patch_shares(torch.full_like(labels, UNKNOWN), NUM_PARTS), torch.zeros_like(shares))
+
+
+def test_retrieval_is_asked_on_distinct_captions() -> None:
+    for content in ("objects", "people"):
+        found, texts = distinct(np.random.default_rng(0), 32, content)
+        assert len(found) == len(set(texts)) == 32
+
+
+def test_clip_names_what_stands_alone() -> None:
+    rng = np.random.default_rng(0)
+    one, two, view, worn = (
+        sample_scene(rng, 1, style="pencil"),
+        sample_scene(rng, 2),
+        sample_view(rng),
+        sample_people(rng, view="half", style="shaded"),
+    )
+    assert set(truths(one)) == {"kind", "pattern", "backdrop", "style"}
+    assert set(truths(two)) == {"backdrop", "style"}
+    assert truths(view)["main"] == view.solid.main
+    assert truths(worn)["hair colour"] == worn.people[0].person.hair_colour
+    garment = garment_at(worn.people[0], "dress") or garment_at(worn.people[0], "upper")
+    assert garment is not None
+    assert truths(worn)["cloth"] == garment.main
+    found = indices([truths(one), truths(worn)])
+    assert found["main"].tolist() == [IGNORED, IGNORED]
+    assert NAMED["style"][int(found["style"][0])] == "pencil"
+
+
+def test_clip_goes_on_from_a_folder(tmp_path: Path) -> None:
+    first = ClipTask(tmp_path).models()
+    for part in ("text_encoder", "image_encoder"):
+        getattr(first, part).save_pretrained(tmp_path / part)
+    torch.manual_seed(9)
+    again = ClipTask(tmp_path, start=tmp_path, schedule=Schedule(minutes=1, seed=9)).models()
+    for part in ("text_encoder", "image_encoder"):
+        twins = zip(getattr(first, part).parameters(), getattr(again, part).parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in twins)
+    assert not torch.equal(first.cells.weight, again.cells.weight)
+
+
+def test_hard_times_of_stable_diffusion_come_more_often() -> None:
+    shares = sd.time_shares(sd.new_scheduler().alphas_cumprod)
+    assert shares[0] == pytest.approx(1.0, abs=0.01)
+    assert float(shares.max()) == 5.0
+    assert bool((shares.diff() >= 0).all())
 
 
 @pytest.mark.usefixtures("small")
@@ -264,4 +375,4 @@ def test_orders_are_checked() -> None:
     with pytest.raises(CapriccioError, match="--start"):
         miniature.make_task(miniature.Order("vae", start=Path("anywhere")))
     order = miniature.Order("vae", minutes=2.0)
-    assert miniature._parse(order.arguments()) == order
+    assert miniature.Order.read(order.written()) == order

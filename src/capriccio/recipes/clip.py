@@ -1,12 +1,13 @@
 """The miniature's CLIP: a text and an image encoder that put a picture and its caption in the same place.
 
-Symmetric InfoNCE (Radford et al. 2021, arXiv 2103.00020, Fig. 3). Helpers that are thrown away make it learn within
-minutes: both embeddings must name the subject's attributes through the same linear heads, and every image patch must
-say which parts and colours it shows.
+Symmetric InfoNCE (Radford et al. 2021, arXiv 2103.00020, Fig. 3) on the whole world. Helpers that are thrown away make
+it learn within minutes: both embeddings must name the attributes of whoever stands alone through the same linear heads,
+and every image patch must say which parts and colours it shows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,23 +26,32 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from capriccio.recipes.reader import IGNORED, truth
+from capriccio.modules.reader import CLASSES
+from capriccio.recipes.gallery import CELL, Visitor
+from capriccio.recipes.reader import IGNORED
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
-from capriccio.world.captions import caption
-from capriccio.world.draw import Drawing, draw
-from capriccio.world.graph import COLOURS, KINDS, SceneGraph, sample_scene
+from capriccio.world.casting import sample_people
+from capriccio.world.draw import NUM_INKS, NUM_PARTS
+from capriccio.world.graph import COLOURS, Garment, Identity, Panels, sample_scene
+from capriccio.world.people import GARMENTS, HAIR_COLOURS, HAIRS, PEOPLE, Sitter, garment_at
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
+from capriccio.world.views import View
+from capriccio.world.whole import Picture, depict, describe
+from capriccio.world.words import COLOURLESS, sample_detail
 
 SIZE, PATCH, WIDTH = 128, 16, 192
-PARTS, INKS = 2 * len(KINDS) + 2, len(COLOURS) + 1
-"""Classes of the maps of scenes of objects, whatever else the world draws."""
-NAMED = {"kind": 16, "main": 10, "accent": 10, "pattern": 4, "backdrop": 10, "style": 8}
-"""What the heads name, and into how many classes."""
-FULL_ONLY = ("main", "accent", "pattern")
-"""What only a full caption tells."""
-PAIRED = ("backdrop", "style")
-"""What is still one thing when there are two subjects."""
+NAMED: Mapping[str, tuple[str, ...]] = {
+    **{name: CLASSES[name] for name in ("kind", "main", "accent", "pattern", "backdrop", "style")},
+    "person": PEOPLE,
+    "hair": HAIRS,
+    "hair colour": tuple(HAIR_COLOURS),
+    "garment": GARMENTS,
+    "cloth": tuple(COLOURS),
+}
+"""What the heads name; ``"garment"`` and its colour ``"cloth"`` are those of the largest one that is worn, or laid."""
+ALWAYS = ("kind", "backdrop", "style", "person")
+"""What every caption tells; the rest only a full one does."""
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextModelWithProjection:
@@ -96,8 +106,8 @@ class Towers(nn.Module):
         super().__init__()
         self.text_encoder, self.image_encoder = new_text_encoder(tokenizer, layers), new_image_encoder(layers)
         self.temperature = nn.Parameter(torch.tensor(1 / 0.07).log())
-        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, count) for name, count in NAMED.items()})
-        self.cells = nn.Linear(WIDTH, PARTS + INKS)
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(words)) for name, words in NAMED.items()})
+        self.cells = nn.Linear(WIDTH, NUM_PARTS + NUM_INKS)
 
     def forward(self, pixels: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Embed pictures (B, 3, 128, 128) and word ids (B, T).
@@ -119,15 +129,48 @@ class Towers(nn.Module):
         return {"logits": scale * image @ text.T, "cells": cells.float(), **named}
 
 
-def patch_shares(drawing: Drawing) -> tuple[Tensor, Tensor]:
-    """How much of each patch every part, and every ink, covers: (B, 64, parts) and (B, 64, inks)."""
-    step = 4
+def patch_shares(labels: Tensor, classes: int) -> Tensor:
+    """How much of each patch every class covers, from label maps in cells (B, H/4, W/4): (B, patches, classes).
 
-    def shares(labels: Tensor, classes: int) -> Tensor:
-        shown = F.one_hot(labels[:, ::step, ::step], classes).permute(0, 3, 1, 2).float()
-        return F.avg_pool2d(shown, PATCH // step).flatten(2).transpose(1, 2)
+    Cells of the class ``UNKNOWN`` count for none.
+    """
+    shown = F.one_hot(labels.clamp_max(classes), classes + 1)[..., :classes].permute(0, 3, 1, 2).float()
+    return F.avg_pool2d(shown, PATCH // CELL).flatten(2).transpose(1, 2)
 
-    return shares(drawing.parts, PARTS), shares(drawing.inks, INKS)
+
+def truths(picture: Picture) -> dict[str, str]:
+    """What the heads should name: whoever stands alone, and the place; what is missing is not said."""
+    if isinstance(picture, View):
+        return {**_identity(picture.solid), "backdrop": picture.backdrop.kind, "style": "shaded"}
+    if isinstance(picture, Panels):
+        return {}
+    place = {"backdrop": picture.backdrop.kind, "style": picture.style}
+    if len(picture.cast) > 1:
+        return place
+    one = picture.cast[0]
+    known = _sitter(one) if isinstance(one, Sitter) else _identity(one.identity)
+    hidden = ("main", "accent", "hair colour", "cloth") if picture.style in COLOURLESS else ()
+    return place | {name: word for name, word in known.items() if name not in hidden}
+
+
+def _identity(one: Identity) -> dict[str, str]:
+    if isinstance(one, Garment):
+        return {"garment": one.kind, "cloth": one.main, "pattern": one.pattern}
+    return {"kind": one.kind, "main": one.main, "accent": one.accent, "pattern": one.pattern}
+
+
+def _sitter(sitter: Sitter) -> dict[str, str]:
+    person, shown = sitter.person, garment_at(sitter, "dress") or garment_at(sitter, "upper")
+    worn = {"garment": shown.kind, "cloth": shown.main, "pattern": shown.pattern} if shown else {}
+    return {"person": person.kind, "hair": person.hair, "hair colour": person.hair_colour} | worn
+
+
+def indices(found: Sequence[Mapping[str, str]]) -> Batch:
+    """Class indices (B,) for each of ``NAMED``; what is not said, or has no class, is ``IGNORED``."""
+    return {
+        name: torch.tensor([words.index(one[name]) if one.get(name) in words else IGNORED for one in found])
+        for name, words in NAMED.items()
+    }
 
 
 def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Tensor:
@@ -141,11 +184,11 @@ def is_muons(name: str, value: Tensor) -> bool:
 
 
 @dataclass
-class ClipTask:
-    """Train both encoders on scenes of one subject, and a few of two."""
+class ClipTask(Visitor):
+    """Train both encoders on the scenes of the gallery."""
 
-    budget: str = "cpu"
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=50))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=20, warmup=50))
+    start: Path | None = None  # a finished folder to go on from
     name: str = "clip"
 
     @cached_property
@@ -154,31 +197,33 @@ class ClipTask:
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        return Towers(self.tokenizer, layers=4 if self.budget == "cpu" else 6)
+        towers = Towers(self.tokenizer, layers=4 if self.budget == "cpu" else 6)
+        if self.start is not None:
+            for part in ("text_encoder", "image_encoder"):
+                encoder = getattr(towers, part)
+                trained = type(encoder).from_pretrained(self.start / part, dtype=torch.float32)
+                encoder.load_state_dict(trained.state_dict())
+        return towers
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        count = 48 if self.budget == "cpu" else 512
-        scenes = [sample_scene(rng, 2 if rng.random() < 0.15 else 1) for _ in range(count)]
-        full = rng.random(count) < 0.7
-        texts = [
-            caption(scene, rng, "full" if whole else ("brief", "kind")[int(rng.integers(2))])
-            for scene, whole in zip(scenes, full, strict=True)
-        ]
-        drawing = draw(scenes)
-        parts, inks = patch_shares(drawing)
-        answers = _without_pairs(truth(scenes), scenes)
-        hidden = torch.from_numpy(~full)
-        told = {name: answers[name].masked_fill(hidden & (name in FULL_ONLY), IGNORED) for name in NAMED}
+        pictures = self.wings["scenes"]
+        rows = rng.integers(0, len(pictures), 48 if self.budget == "cpu" else 512)
+        shown = [pictures.graphs[row] for row in rows]
+        details = [sample_detail(rng) for _ in rows]
+        texts = [describe(one, rng, detail) for one, detail in zip(shown, details, strict=True)]
+        seen = indices([truths(one) for one in shown])
+        brief = torch.tensor([detail != "full" for detail in details])
+        told = {name: seen[name].masked_fill(brief & (name not in ALWAYS), IGNORED) for name in NAMED}
         return {
-            "pixels": drawing.pixels,
+            "pixels": pictures.pixels(rows),
             "ids": self.ids(texts),
-            "parts": parts,
-            "inks": inks,
-            **{f"image/{name}": answers[name] for name in NAMED},
-            **{f"text/{name}": told[name] for name in NAMED},
+            "parts": patch_shares(torch.from_numpy(pictures.parts[rows]).long(), NUM_PARTS),
+            "inks": patch_shares(torch.from_numpy(pictures.inks[rows]).long(), NUM_INKS),
+            **{f"image/{name}": values for name, values in seen.items()},
+            **{f"text/{name}": values for name, values in told.items()},
         }
 
     def ids(self, texts: list[str]) -> Tensor:
@@ -189,7 +234,7 @@ class ClipTask:
         said = model(batch["pixels"], batch["ids"])
         own = torch.arange(len(batch["ids"]), device=batch["ids"].device)
         contrast = (F.cross_entropy(said["logits"], own) + F.cross_entropy(said["logits"].T, own)) / 2
-        parts, inks = said["cells"].split([PARTS, INKS], dim=-1)
+        parts, inks = said["cells"].split([NUM_PARTS, NUM_INKS], dim=-1)
         cells = soft_cross_entropy(parts, batch["parts"]) + soft_cross_entropy(inks, batch["inks"])
         sides = {
             side: torch.stack(
@@ -210,25 +255,26 @@ class ClipTask:
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> list[Row]:
-        rng = np.random.default_rng(7)
-        rates = []
-        for _ in range(8):
-            scenes, texts = distinct_scenes(rng, 64)
-            logits = model(draw(scenes).pixels, self.ids(texts))["logits"]
-            rates.append(float((logits.argmax(1) == torch.arange(64)).float().mean()))
-        return [Row("clip_retrieval", round(float(np.mean(rates)), 4), 0.90, 0.99)]
+        return [
+            Row(name, round(self.retrieved(model, content), 4), 0.90, 0.99)
+            for name, content in (("clip_retrieval", "objects"), ("clip_retrieval_people", "people"))
+        ]
+
+    def retrieved(self, model: nn.Module, content: str, batches: int = 8) -> float:
+        """The share of held-out pictures that find their own among 64 captions."""
+        rng, own = np.random.default_rng(7), torch.arange(64)
+        found = []
+        for _ in range(batches):
+            pictures, texts = distinct(rng, 64, content)
+            found.append(model(depict(pictures).pixels, self.ids(texts))["logits"].argmax(1) == own)
+        return float(torch.cat(found).float().mean())
 
 
-def distinct_scenes(rng: np.random.Generator, count: int) -> tuple[list[SceneGraph], list[str]]:
-    """Held-out scenes of one subject with different full captions."""
-    found: dict[str, SceneGraph] = {}
+def distinct(rng: np.random.Generator, count: int, content: str) -> tuple[list[Picture], list[str]]:
+    """Held-out shaded pictures of one subject with different full captions."""
+    sample = {"objects": sample_scene, "people": sample_people}[content]
+    found: dict[str, Picture] = {}
     while len(found) < count:
-        scene = sample_scene(rng, split="test", style="shaded")
-        found[caption(scene, rng)] = scene
+        picture = sample(rng, split="test", style="shaded")
+        found[describe(picture, rng, "full")] = picture
     return list(found.values()), list(found)
-
-
-def _without_pairs(answers: Batch, scenes: list[SceneGraph]) -> Batch:
-    """The answers without those of scenes of two subjects, which have no one kind or colour."""
-    several = torch.tensor([len(scene.things) > 1 for scene in scenes])
-    return {name: row if name in PAIRED else row.masked_fill(several, IGNORED) for name, row in answers.items()}

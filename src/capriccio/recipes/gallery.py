@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from capriccio import assets
 from capriccio.world.whole import Picture, depict, from_dict, sample_picture, sample_sheet, to_dict
 
 SHARD = 256
@@ -128,3 +130,25 @@ def open_wing(folder: Path, wing: Wing) -> Pictures:
     graphs = [from_dict(entry) for path in paths for entry in json.loads((path / "graphs.json").read_text())]
     shards = [np.load(path / "pixels.npy", mmap_mode="r") for path in paths]
     return Pictures(latents, parts, inks, graphs, shards)
+
+
+@dataclass
+class Visitor:
+    """A task that learns from the gallery, which the first visit fills."""
+
+    runs: Path
+    budget: str = "cpu"
+    rank: int = 0
+    processes: int = 1
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(assets.path("miniature/vae")).eval().requires_grad_(False)
+
+    @cached_property
+    def wings(self) -> dict[str, Pictures]:
+        folder = self.runs / "gallery"
+        fill_gallery(folder, self.vae, self.budget, self.rank, self.processes)
+        if self.processes > 1:
+            torch.distributed.barrier()
+        return {wing.name: open_wing(folder, wing) for wing in WINGS[self.budget]}

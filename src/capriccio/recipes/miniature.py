@@ -6,7 +6,6 @@ faster than one process with several threads), or on the GPU; the worker trains,
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -78,10 +77,16 @@ class Order:
         """Where the weights land, inside the assets."""
         return f"miniature/{LANDS_IN.get(self.name, self.name)}"
 
-    def arguments(self) -> list[str]:
-        """The order as arguments of this module's worker."""
-        pairs = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return [f"--{name}={value}" for name, value in pairs if value is not None]
+    def written(self) -> str:
+        """The order as JSON, which is the worker's one argument."""
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+    @classmethod
+    def read(cls, text: str) -> Order:
+        """The order that ``written`` wrote."""
+        given = json.loads(text)
+        folders = {name: Path(given[name]) for name in ("runs", "start") if given[name] is not None}
+        return cls(**given | folders)
 
 
 def train(order: Order, processes: int | None = None) -> None:
@@ -92,7 +97,7 @@ def train(order: Order, processes: int | None = None) -> None:
     """
     count = processes or (1 if order.budget == "gpu" else os.cpu_count() or 1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    command = [*launch, "-m", "capriccio.recipes.miniature", *order.arguments()]
+    command = [*launch, "-m", "capriccio.recipes.miniature", order.written()]
     if subprocess.run(command, env=THRIFT | os.environ, check=False).returncode:
         raise CapriccioError(
             f"Training {order.name!r} stopped before its end; run the same command again, it resumes from {order.runs}"
@@ -174,14 +179,5 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _parse(arguments: list[str]) -> Order:
-    parser = argparse.ArgumentParser()
-    kinds = {"minutes": float, "seed": int, "runs": Path, "start": Path}
-    for field in dataclasses.fields(Order):
-        parser.add_argument(f"--{field.name}", type=kinds.get(field.name, str))
-    given = vars(parser.parse_args(arguments))
-    return Order(**{name: value for name, value in given.items() if value is not None})
-
-
 if __name__ == "__main__":
-    carry_out(_parse(sys.argv[1:]))
+    carry_out(Order.read(sys.argv[1]))

@@ -12,13 +12,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from capriccio import assets
 from capriccio.recipes import gallery
-from capriccio.recipes.gallery import CELL, Pictures, Wing, fill_gallery, open_wing
+from capriccio.recipes.gallery import CELL, Pictures, Visitor, Wing
 from capriccio.training.trainer import Batch
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
@@ -73,7 +73,7 @@ class Sentences:
 
 
 @dataclass
-class GalleryTask:
+class GalleryTask(Visitor):
     """A model that learns to paint the latents of the gallery from its sentences.
 
     Attributes:
@@ -86,15 +86,6 @@ class GalleryTask:
     sizes: ClassVar[Mapping[str, int]]
     token: ClassVar[int]
 
-    runs: Path
-    budget: str = "cpu"
-    rank: int = 0
-    processes: int = 1
-
-    @cached_property
-    def vae(self) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(assets.path("miniature/vae")).eval().requires_grad_(False)
-
     @cached_property
     def clip(self) -> CLIPTextModel:
         encoder = CLIPTextModel.from_pretrained(assets.path("miniature/clip/text_encoder"), dtype=torch.float32)
@@ -103,14 +94,6 @@ class GalleryTask:
     @cached_property
     def sentences(self) -> Sentences:
         return Sentences()
-
-    @cached_property
-    def wings(self) -> dict[str, Pictures]:
-        folder = self.runs / "gallery"
-        fill_gallery(folder, self.vae, self.budget, self.rank, self.processes)
-        if self.processes > 1:
-            torch.distributed.barrier()
-        return {wing.name: open_wing(folder, wing) for wing in gallery.WINGS[self.budget]}
 
     def choose_wing(self, rng: np.random.Generator) -> Wing:
         """The wing that a batch comes from; all wings cost about the same a batch."""

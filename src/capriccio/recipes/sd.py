@@ -52,7 +52,7 @@ class Size:
 
 SIZES = {"cpu": Size((64, 160), 1), "gpu": Size((128, 256, 384), 2)}
 SHARES = {"scenes": 0.85, "pairs": 0.15, "grids": 0.0}
-BATCH = {"scenes": 32, "pairs": 16, "grids": 8}
+BATCH = {"scenes": 16, "pairs": 8, "grids": 4}
 
 
 def new_unet(size: Size, width: int = 192) -> UNet2DConditionModel:
@@ -91,6 +91,19 @@ def new_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def time_shares(alphas: Tensor, most: float = 5.0) -> Tensor:
+    """How often each time is learned: 1 / alpha, the weight that v-prediction gives the error of the noise
+    (Salimans and Ho 2022, arXiv 2202.00512, section 4), and at most ``most``.
+
+    What a picture shows, and in which colours, is decided where noise is strong; drawn evenly, few times lie there.
+
+    Args:
+        alphas: The share of the picture's variance at each time, (T,).
+        most: Bound of the weight; near pure noise it would be in the hundreds.
+    """
+    return alphas.reciprocal().clamp_max(most)
 
 
 @torch.no_grad()
@@ -173,7 +186,7 @@ class SDTask(GalleryTask):
     def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, their noise, and the times (B,) of a batch."""
         latents = batch["latents"]
-        times = torch.randint(0, len(self.alphas), (len(latents),), generator=rng)
+        times = torch.multinomial(time_shares(self.alphas), len(latents), replacement=True, generator=rng)
         noise = torch.randn(latents.shape, generator=rng).to(latents.device)
         return diffused(latents, noise, self.alphas[times].to(latents.device)), noise, times.to(latents.device)
 

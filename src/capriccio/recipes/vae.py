@@ -1,9 +1,9 @@
 """The miniature's autoencoder: ``AutoencoderKL``, factor 8, 8 latent channels.
 
-Trained on random crops of the whole world and of a broader diet (shapes, strokes, gradients, textures), so that worlds to come
-need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps latents
-smooth and therefore easy to paint. Then ``vae-decoder`` goes on with the decoder alone, on whole pictures; latents stay
-what other models learn, or have learned.
+Trained on random crops of the whole world and of a broader diet (shapes, strokes, gradients, textures), so that worlds
+to come need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps
+latents smooth and therefore easy to paint. Then ``vae-decoder`` goes on with the decoder alone, on whole pictures;
+latents stay what other models learn, or have learned.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from capriccio.world import graph
-from capriccio.world.captions import sample_caption, sample_panel_caption
+from capriccio.world.captions import Detail, caption, panel_caption, sample_caption, sample_panel_caption
 from capriccio.world.casting import flat, sample_garment, sample_people, sample_people_panels, sample_tryon_panels
 from capriccio.world.draw import Drawing, draw, draw_panels
 from capriccio.world.graph import STUDIO, Backdrop, Panels, SceneGraph, sample_panels, sample_scene
@@ -97,11 +97,13 @@ def depict(pictures: Sequence[Picture], size: int = 128, device: torch.device | 
     return _merged(pieces).rows(torch.argsort(torch.tensor(scenes + views)).tolist())
 
 
-def describe(picture: Picture, rng: np.random.Generator) -> str:
-    """Draw a sentence to learn from, in the shares of full, brief and bare ones of each kind of picture."""
+def describe(picture: Picture, rng: np.random.Generator, detail: Detail | None = None) -> str:
+    """Say what a picture shows, in as much detail as asked for, or drawn as captions to learn from are."""
     if isinstance(picture, View):
-        return view_caption(picture, rng, sample_detail(rng))
-    return sample_panel_caption(picture, rng) if isinstance(picture, Panels) else sample_caption(picture, rng)
+        return view_caption(picture, rng, detail or sample_detail(rng))
+    if isinstance(picture, Panels):
+        return panel_caption(picture, rng, detail) if detail else sample_panel_caption(picture, rng)
+    return caption(picture, rng, detail) if detail else sample_caption(picture, rng)
 
 
 def to_dict(picture: Picture) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""Contact sheets: what each model of the miniature makes of held-out pictures and sentences, to look at.
+
+>>> from capriccio.evaluation.sheets import sheet
+>>> sheet("sd").save("sd.png")             # painted with the installed weights, in a minute or two
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from capriccio.errors import CapriccioError, nearest
+from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct
+from capriccio.evaluation.targets import GUIDANCE
+from capriccio.perception.reader import read
+from capriccio.pictures import grid
+from capriccio.scene import Edit, Scene
+from capriccio.studio import Studio
+from capriccio.world.casting import sample_people
+from capriccio.world.graph import SceneGraph, sample_scene
+from capriccio.world.whole import Picture, depict, describe, sample_picture, sample_sheet
+
+COLUMNS = 8
+CONTENTS = ("objects", "objects", "people", "objects", "people", "objects", "garments", "solids")
+"""What the pictures of a row show."""
+
+
+def sheet(model: str) -> Image.Image:
+    """Draw the contact sheet of a model from its installed weights.
+
+    Args:
+        model: One of ``SHEETS``.
+
+    Raises:
+        CapriccioError: If there is no such model, or its weights are not installed.
+    """
+    if model not in SHEETS:
+        raise CapriccioError(f"There is no contact sheet of {model!r}: {nearest(model, SHEETS)}")
+    return SHEETS[model]()
+
+
+def held_out(rows: int, contents: Sequence[str] = CONTENTS, seed: int = 11) -> list[Picture]:
+    """Draw held-out pictures for ``rows`` rows of a sheet, the same for the same numbers."""
+    rng = np.random.default_rng(seed)
+    return [sample_picture(rng, "test", content) for _ in range(rows) for content in contents]
+
+
+def reconstructions(rows: int = 2) -> Image.Image:
+    """Pictures, and under each what the VAE makes of it, with its PSNR in dB."""
+    pixels = depict(held_out(rows)).pixels
+    again = reconstruct(load_vae(), pixels)
+    quality = [f"{value:.1f} dB" for value in psnr(again, pixels).tolist()]
+    shown: list[Image.Image] = []
+    labels: list[str] = []
+    for start in range(0, len(pixels), COLUMNS):
+        row = slice(start, start + COLUMNS)
+        shown += [*to_images(pixels[row]), *to_images(again[row])]
+        labels += [""] * COLUMNS + quality[row]
+    return grid(shown, COLUMNS, labels)
+
+
+def retrievals(rows: int = 2) -> Image.Image:
+    """Pictures with the caption that CLIP finds nearest among those of the sheet; a wrong one is marked."""
+    rng = np.random.default_rng(12)
+    pictures = held_out(rows)
+    pixels, texts = depict(pictures).pixels, [describe(picture, rng, "full") for picture in pictures]
+    towers = load_clip()
+    found = (towers.embed_images(pixels) @ towers.embed_texts(texts).T).argmax(1).tolist()
+    labels = [texts[other] if other == own else f"[wrong] {texts[other]}" for own, other in enumerate(found)]
+    return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+
+
+def readings(rows: int = 2) -> Image.Image:
+    """Scenes of one object with what the reader reads in them."""
+    rng = np.random.default_rng(13)
+    pixels = depict([sample_scene(rng, split="test") for _ in range(rows * COLUMNS)]).pixels
+    seen = read(pixels)
+    labels = [
+        f"{kind}, {main} and {accent}, {pattern}; {backdrop}, {style}; wears {accessory}"
+        for kind, main, accent, pattern, backdrop, style, accessory in zip(
+            seen.kind, seen.main, seen.accent, seen.pattern, seen.backdrop, seen.style, seen.accessory, strict=True
+        )
+    ]
+    return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+
+
+def paintings(name: str, rows: int = 3, panels: bool = True) -> Image.Image:
+    """Held-out sentences painted by the miniature ``name``: scenes, and a row of panels with one subject twice."""
+    rng = np.random.default_rng(14)
+    alone = [describe(picture, rng, "full") for picture in held_out(rows)]
+    pairs = [describe(sample_sheet(rng, split="test"), rng) for _ in range(COLUMNS // 2 if panels else 0)]
+    asked = [Scene(text, seed=seed, true_cfg_scale=GUIDANCE) for seed, text in enumerate(alone)]
+    asked += [Scene(text, seed=seed, true_cfg_scale=GUIDANCE, width=256, height=128) for seed, text in enumerate(pairs)]
+    painted = [painting.images[0] for painting in Studio.open(name).paint_all(asked)]
+    halves = [picture.crop((left, 0, left + 128, 128)) for picture in painted[len(alone) :] for left in (0, 128)]
+    labels = [*alone, *(text for text in pairs for _ in range(2))]
+    return grid(painted[: len(alone)] + halves, COLUMNS, labels, text_size=10)
+
+
+def inpaintings(name: str, engine: str) -> Image.Image:
+    """Pictures whose subject is masked, and what an engine of the miniature ``name`` paints there from a sentence."""
+    rng = np.random.default_rng(15)
+    contents: list[SceneGraph] = [
+        sample_people(rng, split="test", style="shaded", view="whole") if index % 4 == 3 else _alone(rng)
+        for index in range(COLUMNS)
+    ]
+    others = [_alone(rng) for _ in contents]
+    drawing = depict(contents)
+    pictures = to_images(drawing.pixels)
+    masks = [_box(mask.any(0)) for mask in drawing.subjects]
+    wanted = [describe(SceneGraph(o.things, c.backdrop), rng, "full") for o, c in zip(others, contents, strict=True)]
+    asked = [
+        Scene(
+            text,
+            [Edit(picture, mask, by="inpainting", options={"engine": engine})],
+            seed=seed,
+            true_cfg_scale=GUIDANCE,
+            width=128,
+            height=128,
+        )
+        for seed, (text, picture, mask) in enumerate(zip(wanted, pictures, masks, strict=True))
+    ]
+    painted = [painting.images[0] for painting in Studio.open(name).paint_all(asked)]
+    hidden = [
+        Image.composite(Image.new("RGB", picture.size, "#808080"), picture, mask)
+        for picture, mask in zip(pictures, masks, strict=True)
+    ]
+    return grid([*hidden, *painted], COLUMNS, [""] * COLUMNS + wanted, text_size=10)
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """Pixels (B, 3, H, W) in [-1, 1] as pictures."""
+    values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(value) for value in values]
+
+
+def _alone(rng: np.random.Generator) -> SceneGraph:
+    return sample_scene(rng, split="test", style="shaded", accessories=False)
+
+
+def _box(mask: Tensor) -> Image.Image:
+    """The box round a mask (H, W), a little wider, as a picture that is white inside."""
+    shown = Image.fromarray((mask.numpy() * 255).astype(np.uint8))
+    left, top, right, bottom = shown.getbbox() or (0, 0, *shown.size)
+    inside = Image.new("L", (right - left, bottom - top), 255)
+    box = Image.new("L", shown.size)
+    box.paste(ImageOps.expand(inside, 4, 255), (left - 4, top - 4))
+    return box
+
+
+SHEETS: dict[str, Callable[[], Image.Image]] = {
+    "vae": reconstructions,
+    "clip": retrievals,
+    "reader": readings,
+    "flux": partial(paintings, "miniature"),
+    "fill": partial(inpaintings, "miniature", "fill"),
+    "controlnet-inpaint": partial(inpaintings, "miniature", "controlnet"),
+    "sd": partial(paintings, "miniature-sd"),
+    "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
+}
+"""How the sheet of each model is drawn."""
