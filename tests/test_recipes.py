@@ -264,4 +264,4 @@ def test_orders_are_checked() -> None:
     with pytest.raises(CapriccioError, match="--start"):
         miniature.make_task(miniature.Order("vae", start=Path("anywhere")))
     order = miniature.Order("vae", minutes=2.0)
-    assert miniature._parse(order.arguments()) == order
+    assert miniature.Order.read(order.written()) == order
