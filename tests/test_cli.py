@@ -224,6 +224,10 @@ def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
         (["paint", "--scene", "mug.png"], "carries no recipe"),
         (["plan", "missing.yaml"], "cannot be read"),
         (["train", "miniature", "vea"], "did you mean 'vae'"),
+        (["train", "miniature", "all"], "--all trains the whole family"),
+        (["train", "miniature"], "Say what to train: one of vae"),
+        (["train", "miniature", "vae", "--all"], "or else --all"),
+        (["train", "miniature", "--all", "--start", "x"], "--start is for one model"),
         (["train", "miniature", "vae", "--minutes", "-1"], "give a time above 0"),
     ],
 )
@@ -291,16 +295,47 @@ def test_methods_are_listed_in_both_ways() -> None:
     assert all(row["name"] in listed for row in rows)
 
 
-def test_training_asks_for_each_model_in_order(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
+    """The trainings asked for; none is carried out."""
+    from capriccio.recipes import family, miniature
+
+    found: list[miniature.Order] = []
+    monkeypatch.setattr(miniature, "train", lambda order, say: found.append(order))
+    monkeypatch.setattr(miniature, "look", lambda order: family.Wanted(order.name, order.needs, order.minutes, {}))
+    return found
+
+
+def test_all_trains_each_model_behind_what_it_needs(orders: list[Any]) -> None:
+    from capriccio.recipes.miniature import ORDER
+
+    result = run("train", "miniature", "--all", "--budget", "gpu", "--minutes", 5, "--out", "here", "--json")
+    assert [order.name for order in orders] == list(ORDER)
+    assert {(order.budget, order.minutes, order.runs) for order in orders} == {("gpu", 5.0, Path("here"))}
+    report = json.loads(result.stdout)
+    assert report["folders"][0].endswith(f"miniature/{ORDER[0]}")
+    assert report["plan"][0] == {"name": ORDER[0], "needs": [], "minutes": 5.0, "state": "to do"}
+
+
+@pytest.mark.parametrize("what", ["--all", "flux"])
+def test_a_dry_run_trains_nothing(orders: list[Any], what: str) -> None:
+    result = run("train", "miniature", what, "--minutes", 5, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "flux" in result.stdout
+    assert ("sd-inpaint" in result.stdout) == (what == "--all")
+    assert orders == []
+
+
+def test_a_training_that_is_stopped_says_how_to_go_on(orders: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from capriccio.recipes import miniature
 
-    orders: list[miniature.Order] = []
-    monkeypatch.setattr(miniature, "train", orders.append)
-    monkeypatch.setattr("capriccio.assets.path", Path)
-    result = run("train", "miniature", "all", "--budget", "gpu", "--minutes", 5, "--out", "runs", "--json")
-    assert [order.name for order in orders] == list(miniature.ORDER)
-    assert {(order.budget, order.minutes, order.runs) for order in orders} == {("gpu", 5.0, Path("runs"))}
-    assert json.loads(result.stdout)["folders"][0] == f"miniature/{miniature.ORDER[0]}"
+    def stop(order: Any, say: Any) -> None:
+        raise Cancelled("the same command goes on")
+
+    monkeypatch.setattr(miniature, "train", stop)
+    result = run("train", "miniature", "vae", "--minutes", 5)
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.stderr
 
 
 def test_a_small_checkpoint_plans_and_paints(flux_folder: Path, folder: Path) -> None:

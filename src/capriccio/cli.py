@@ -26,6 +26,7 @@ from rich.table import Table
 from capriccio.errors import Cancelled, CapriccioError
 
 if TYPE_CHECKING:
+    from capriccio.recipes.family import Step
     from capriccio.scene import Condition, Scene
 
 DEFAULT_MODEL = "miniature"
@@ -64,8 +65,8 @@ class _Speaking(typer.core.TyperGroup):
             return super().invoke(ctx)
         except CapriccioError as error:
             _fail(str(error), 2)
-        except (KeyboardInterrupt, Cancelled):
-            _fail("Stopped; nothing was left half-written.", 130)
+        except (KeyboardInterrupt, Cancelled) as stop:
+            _fail(str(stop) or "Stopped; nothing was left half-written.", 130)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -412,7 +413,11 @@ def schema() -> None:
 
 @trainings.command()
 def miniature(
-    name: Annotated[str, typer.Argument(help="One model of the family, or all, in their order.")] = "all",
+    name: Annotated[str | None, typer.Argument(help="One model of the family; what it needs must be there.")] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="The whole family: what --out has not done yet, each model behind all it needs."),
+    ] = False,
     budget: Annotated[Budget, typer.Option(help="Sizes of models and batches.")] = Budget.cpu,
     minutes: Annotated[
         float | None, typer.Option(help="How long each model learns, over all runs; the recipe's by default.")
@@ -420,20 +425,41 @@ def miniature(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of checkpoints and logs.")] = Path("runs"),
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; the recipe's by default.")] = None,
     start: Annotated[Path | None, typer.Option(help="A finished folder of weights to go on from.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be trained.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the miniature on its own world."""
-    from capriccio import assets
-    from capriccio.recipes.miniature import ORDER, Order, train
+    """Train the miniature on its own world.
+
+    One model learns from the weights in the package, and replaces its own there. With --all, what counts is what
+    --out has done: weights that came with the package are trained anew. A training that was stopped goes on with the
+    same command; what began from something else is set aside.
+    """
+    from capriccio.recipes import miniature as family
 
     if minutes is not None and minutes <= 0:
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
-    names = ORDER if name == "all" else (name,)
-    orders = [Order(each, out, budget.value, minutes, seed, start) for each in names]
-    for order in orders:
-        train(order)
-    folders = list(dict.fromkeys(str(assets.path(order.folder)) for order in orders))
-    _report({"folders": folders}, "\n".join(folders), as_json)
+    if everything == (name is not None):
+        raise CapriccioError(f"Say what to train: one of {', '.join(family.ORDER)}, or else --all.")
+    if everything and start is not None:
+        raise CapriccioError("--start is for one model; leave it out, or train that model by its name.")
+    names = family.ORDER if name is None else (name,)
+    orders = [family.Order(each, out, budget.value, minutes, seed, start) for each in names]
+    steps = family.plan(orders)
+    if not as_json:
+        Console(stderr=not dry_run).print(_steps(steps))
+    if not dry_run:
+        family.train_family(orders, _say) if everything else family.train(orders[0], _say)
+    folders = list(dict.fromkeys(str(order.folder) for order in orders))
+    rows = [{"name": step.name, "needs": step.needs, "minutes": step.minutes, "state": str(step)} for step in steps]
+    if as_json or not dry_run:
+        _report({"plan": rows, "folders": folders}, "\n".join(folders), as_json)
+
+
+def _steps(steps: Sequence[Step]) -> Table:
+    table = Table("model", "needs", "minutes", "state")
+    for step in steps:
+        table.add_row(step.name, ", ".join(step.needs), f"{step.minutes:g}", str(step))
+    return table
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ def path(name: str) -> Path:
     if not available(name):
         known = [folder for folder in _folders() if available(folder)]
         hint = nearest(name, known) if known else "no weights came with this copy"
-        raise CapriccioError(f"There is no asset {name!r} ({hint}); `capriccio train miniature` makes the miniature's.")
+        raise CapriccioError(
+            f"There is no asset {name!r} ({hint}); `capriccio train miniature --all` makes the miniature's."
+        )
     return _place(name)
 
 

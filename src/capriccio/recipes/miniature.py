@@ -1,41 +1,58 @@
-"""The miniature family: what is trained, in which order, where it lands, and the card that goes with it.
+"""The miniature family: what is trained, from what, where it lands, and the card that goes with it.
 
-``train("flux")`` starts the worker of this module on as many processes as there are cores (one per process learns
-faster than one process with several threads), or on the GPU; the worker trains, saves, measures and writes the card.
+``train`` starts the worker of this module on as many processes as there are cores (one per process learns faster than
+one process with several threads), or on the GPU; the worker trains, saves, measures and writes the card.
+``train_family`` does so for every model that is missing, unfinished or stale, each behind all that it needs.
+
+A folder of runs holds, for each model, its checkpoint, its log and a ``record.json``: what it began from (settings, and
+hashes of the weights it needs) and, once it has ended, a hash of what it made.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from capriccio import assets
-from capriccio.errors import CapriccioError, nearest
+from capriccio.errors import Cancelled, CapriccioError, nearest
+from capriccio.recipes.family import (
+    Member,
+    Origin,
+    State,
+    Step,
+    Trace,
+    Wanted,
+    differences,
+    in_order,
+    judge,
+    plan_family,
+)
 
-ORDER = ("vae", "vae-decoder", "reader", "clip", "flux", "fill", "controlnet-inpaint", "sd", "sd-inpaint")
-TASKS = {
-    "vae": "vae.VAETask",
-    "vae-decoder": "vae.DecoderTask",
-    "reader": "reader.ReaderTask",
-    "clip": "clip.ClipTask",
-    "flux": "flux.FluxTask",
-    "fill": "inpainting.FillTask",
-    "controlnet-inpaint": "inpainting.ControlNetTask",
-    "sd": "sd.SDTask",
-    "sd-inpaint": "sd.SDInpaintTask",
+FAMILY = {
+    "vae": Member("vae.VAETask"),
+    "vae-decoder": Member("vae.DecoderTask", base="vae", lands_in="vae"),
+    "reader": Member("reader.ReaderTask"),
+    "clip": Member("clip.ClipTask", needs=("vae",)),
+    "flux": Member("flux.FluxTask", needs=("vae", "clip")),
+    "fill": Member("inpainting.FillTask", needs=("vae", "clip"), base="flux"),
+    "controlnet-inpaint": Member("inpainting.ControlNetTask", needs=("vae", "clip"), base="flux"),
+    "sd": Member("sd.SDTask", needs=("vae", "clip")),
+    "sd-inpaint": Member("sd.SDInpaintTask", needs=("vae", "clip"), base="sd"),
 }
-LANDS_IN = {"vae-decoder": "vae"}
-"""Where weights land that are not a model of their own."""
+ORDER = in_order(FAMILY)
+"""The names of the family, each behind all that it needs."""
 
 THRIFT = {
     "OMP_NUM_THREADS": "1",
@@ -51,7 +68,7 @@ class Order:
     """One training to be done.
 
     Args:
-        name: One of ``ORDER``.
+        name: One of the family.
         runs: Folder of checkpoints, logs and the gallery.
         budget: ``"cpu"`` or ``"gpu"``: sizes of models and batches.
         minutes: How long to learn, over all runs; ``None`` takes the recipe's.
@@ -67,15 +84,28 @@ class Order:
     start: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TASKS:
-            raise CapriccioError(f"There is no model {self.name!r} in the miniature: {nearest(self.name, TASKS)}")
+        if self.name not in FAMILY:
+            raise CapriccioError(
+                f"There is no model {self.name!r} in the miniature ({nearest(self.name, FAMILY)}); "
+                "--all trains the whole family."
+            )
         if self.budget not in ("cpu", "gpu"):
             raise CapriccioError(f"The budget {self.budget!r} is unknown: {nearest(self.budget, ('cpu', 'gpu'))}")
 
     @property
-    def folder(self) -> str:
-        """Where the weights land, inside the assets."""
-        return f"miniature/{LANDS_IN.get(self.name, self.name)}"
+    def needs(self) -> tuple[str, ...]:
+        """The models that must be there before."""
+        return FAMILY[self.name].before(started=self.start is not None)
+
+    @property
+    def run(self) -> Path:
+        """Where checkpoint, log and record lie."""
+        return self.runs / self.name
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights land."""
+        return weights_folder(self.name)
 
     def written(self) -> str:
         """The order as JSON, which is the worker's one argument."""
@@ -89,24 +119,157 @@ class Order:
         return cls(**given | folders)
 
 
-def train(order: Order, processes: int | None = None) -> None:
-    """Carry out one order in worker processes, with its progress on the terminal.
+def weights_folder(name: str) -> Path:
+    """Where the weights of a model of the family lie in the package."""
+    return Path(assets.__file__).parent / "miniature" / (FAMILY[name].lands_in or name)
+
+
+def weights_hash(name: str) -> str:
+    """Return a SHA-256 of the weights in use of a model; nothing where there are none.
+
+    The decoder of a VAE counts for ``vae-decoder`` alone: nobody else learns from it, so it may learn on.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    decoder = name == "vae-decoder"
+    files = [load_file(file) for file in sorted(weights_folder(name).rglob("*.safetensors"))]
+    rows = [(key, file[key]) for file in files for key in sorted(file) if key.startswith("decoder.") == decoder]
+    digest = hashlib.sha256()
+    for key, value in rows:
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest() if rows else ""
+
+
+def look(order: Order) -> Wanted:
+    """Return an order with what it begins from, and with the trace that is there of it."""
+    from capriccio.training.trainer import minutes_learned
+
+    schedule = make_task(order).schedule
+    origin = {"budget": order.budget, "seed": schedule.seed, "start": str(order.start or "")}
+    origin |= {need: weights_hash(need) for need in order.needs}
+    minutes, record = minutes_learned(order.run), _read(order.run / "record.json")
+    saved = record.get("made", "") == weights_hash(order.name) != ""
+    trace = None if minutes is None else Trace(minutes, record.get("origin"), saved)
+    return Wanted(order.name, order.needs, schedule.minutes, origin, trace)
+
+
+def plan(orders: Sequence[Order]) -> list[Step]:
+    """Return what would be trained for these orders, each behind all that it needs."""
+    return plan_family([look(order) for order in orders])
+
+
+def train_family(orders: Sequence[Order], say: Callable[[str], object] = print) -> None:
+    """Carry out the orders that are not done; where one fails, those that need it are left out.
+
+    Args:
+        orders: Each behind all that it needs.
+        say: Is told in sentences what is set aside, has failed and is left out.
 
     Raises:
-        CapriccioError: If the worker failed; its own words stand above.
+        CapriccioError: At the end, if not everything was trained.
+        Cancelled: When interrupted.
     """
-    count = processes or (1 if order.budget == "gpu" else os.cpu_count() or 1)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    command = [*launch, "-m", "capriccio.recipes.miniature", order.written()]
-    if subprocess.run(command, env=THRIFT | os.environ, check=False).returncode:
+    lost: list[str] = []
+    for order in orders:
+        waits_for = [need for need in order.needs if need in lost]
+        if waits_for:
+            say(f"{order.name} is left out: it needs {' and '.join(waits_for)}.")
+            lost.append(order.name)
+        elif judge(look(order)).state is not State.done:
+            try:
+                train(order, say)
+            except CapriccioError as error:
+                say(str(error))
+                lost.append(order.name)
+    if lost:
+        raise CapriccioError(f"Not trained: {', '.join(lost)}. The same command goes on with what is left.")
+
+
+def train(order: Order, say: Callable[[str], object] = print) -> None:
+    """Carry out one order in worker processes, with its progress on the terminal.
+
+    A checkpoint that began from something else is set aside, never overwritten.
+
+    Args:
+        order: What to train.
+        say: Is told in sentences what is set aside.
+
+    Raises:
+        CapriccioError: If something that it needs is not there, or the worker failed; its own words stand above.
+        Cancelled: When interrupted.
+    """
+    wanted = look(order)
+    missing = [need for need in order.needs if not wanted.origin[need]]
+    if missing:
+        commands = ", ".join(f"`capriccio train miniature {need}`" for need in missing)
         raise CapriccioError(
-            f"Training {order.name!r} stopped before its end; run the same command again, it resumes from {order.runs}"
+            f"{order.name} learns from what is not there yet: {', '.join(missing)}. Run {commands} first, "
+            "or --all for everything in its order."
         )
+    _clear(order, wanted, say)
+    _write(order.run / "record.json", {"origin": wanted.origin})
+    if launch(order):
+        raise CapriccioError(f"{order.name} stopped before its end; the same command goes on from {order.run}.")
+    _write(order.run / "record.json", {"origin": wanted.origin, "made": weights_hash(order.name)})
+
+
+def _clear(order: Order, wanted: Wanted, say: Callable[[str], object]) -> None:
+    """Put out of the way what does not belong to what is wanted, and tell of what may not."""
+    step = judge(wanted)
+    if step.state is State.stale:
+        aside = next(place for place in (Path(f"{order.run}.old{n}") for n in count(1)) if not place.exists())
+        order.run.rename(aside)
+        say(f"{order.name} begins anew, for {step.reason}; what was learned before is set aside in {aside}.")
+    elif wanted.trace is not None and wanted.trace.origin is None:
+        say(f"{order.run} does not say what it began from; it is taken to be what is asked for, and goes on.")
+    if "vae" in order.needs:
+        _clear_gallery(order.runs / "gallery", {"vae": wanted.origin["vae"]}, say)
+
+
+def _clear_gallery(folder: Path, origin: Origin, say: Callable[[str], object]) -> None:
+    """Remove a gallery that another VAE has encoded; it is drawn again from its seed."""
+    then = _read(folder / "record.json").get("origin")
+    if folder.exists() and then is None:
+        say(f"{folder} does not say which vae encoded it; it is taken to be the present one (if not, remove it).")
+    elif differences(then, origin, ("vae",)):
+        say(f"The gallery in {folder} was encoded by another vae; it is drawn and encoded anew.")
+        shutil.rmtree(folder)
+    _write(folder / "record.json", {"origin": origin})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(scratch, path)
+
+
+def launch(order: Order) -> int:
+    """Run the worker to its end and return its exit code.
+
+    Raises:
+        Cancelled: When interrupted, after the worker has written its checkpoint.
+    """
+    processes = 1 if order.budget == "gpu" else os.cpu_count() or 1
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "capriccio.recipes.miniature", order.written()]
+    worker = subprocess.Popen(command, env=THRIFT | os.environ, stdout=sys.stderr)
+    try:
+        return worker.wait()
+    except KeyboardInterrupt:
+        worker.wait()  # the terminal has interrupted the worker as well: it writes its checkpoint
+        raise Cancelled(f"Stopped; the same command goes on from {order.run}.") from None
 
 
 def make_task(order: Order) -> Any:
     """The task of an order, with what it asks for."""
-    module, name = TASKS[order.name].split(".")
+    module, name = FAMILY[order.name].task.split(".")
     kind: Callable[..., Any] = getattr(import_module(f"capriccio.recipes.{module}"), name)
     accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if order.start is not None and "start" not in accepted:
@@ -154,16 +317,15 @@ def carry_out(order: Order) -> None:
 
     torch.set_num_threads(1 if order.budget == "cpu" else 8)
     task = make_task(order)
-    model = fit(task, order.runs / order.name)
+    model = fit(task, order.run)
     if int(os.environ.get("RANK", 0)) == 0:
-        folder = Path(assets.__file__).parent / order.folder
-        replace_folder(folder, lambda scratch: task.save(model, scratch))
+        replace_folder(order.folder, lambda scratch: task.save(model, scratch))
         model.float()
         rows = task.measure(model)
-        write_rows(rows, folder / "metrics.json")
+        write_rows(rows, order.folder / "metrics.json")
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        last = (order.runs / order.name / "log.jsonl").read_text().splitlines()[-1]
-        (folder / "README.md").write_text(card(order, task, parameters, json.loads(last)["step"], rows))
+        last = (order.run / "log.jsonl").read_text().splitlines()[-1]
+        (order.folder / "README.md").write_text(card(order, task, parameters, json.loads(last)["step"], rows))
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from capriccio.training.optimisers import quick_dtype, warm_constant_decay
 
 Batch = dict[str, Tensor]
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,14 @@ def save_atomically(payload: Any, path: Path) -> None:
     os.replace(scratch, path)
 
 
+def minutes_learned(folder: Path) -> float | None:
+    """How long the checkpoint of a run's folder has learned; ``None`` without a checkpoint."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["elapsed"]) / 60
+
+
 class Run:
     """A training in progress: what changes from step to step, and its checkpoint."""
 
@@ -122,7 +131,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     @property
     def progress(self) -> float:
