@@ -23,11 +23,15 @@ from typing import Any
 from capriccio import assets
 from capriccio.errors import CapriccioError, nearest
 
-ORDER = ("vae", "vae-decoder", "reader", "clip", "flux", "fill", "controlnet-inpaint", "sd", "sd-inpaint")
+ORDER = (
+    "vae", "vae-decoder", "reader", "people-reader", "clip",
+    "flux", "fill", "controlnet-inpaint", "sd", "sd-inpaint",
+)  # fmt: skip
 TASKS = {
     "vae": "vae.VAETask",
     "vae-decoder": "vae.DecoderTask",
     "reader": "reader.ReaderTask",
+    "people-reader": "people_reader.PeopleReaderTask",
     "clip": "clip.ClipTask",
     "flux": "flux.FluxTask",
     "fill": "inpainting.FillTask",
