@@ -1,8 +1,8 @@
-"""The miniature's reader of people: names who is seen and what they wear, and measures whether two faces are one.
+"""The miniature's reader of people: names who is seen and what is worn, and measures whether two faces are one.
 
-The recipe is that of the reader of objects. In a family somebody comes twice, in two moods, poses and places, perhaps in
-other clothes; a rival wears the very same clothes in the very same two scenes, so that only the face tells them apart,
-and one rival in three is a twin whom no words tell apart. People take long to draw: each process draws a pool of
+The recipe is that of the reader of objects. In a family somebody comes twice, in two moods, poses and places, perhaps
+in other clothes; a rival wears the very same clothes in the very same two scenes, so that only the face tells them
+apart, and one rival in three is a twin whom no words tell apart. People take long to draw: each process draws a pool of
 pictures once and shows them zoomed, mirrored, softened and recoloured, never twice alike.
 """
 
@@ -36,13 +36,14 @@ from capriccio.world.casting import VIEWS, sample_people, sample_people_panels, 
 from capriccio.world.draw import Drawing, draw
 from capriccio.world.graph import SceneGraph
 from capriccio.world.oracle import FACE_PARTS
-from capriccio.world.people import SLOTS, Person, Sitter, garment_at
+from capriccio.world.people import SLOTS, Person, Sitter, garment_at, top_of
 from capriccio.world.person_words import CLOSE, HALF
 from capriccio.world.windows import body_part, garment_part
 from capriccio.world.words import COLOURLESS
 
 POOL = {"cpu": 2_304, "gpu": 16_384}  # pictures drawn beforehand by every process, half of them in families
 FAMILIES = {"cpu": 4, "gpu": 64}  # of a batch; as many pictures again are of people who come once
+MEASURED = 192  # held-out pictures of each view
 QUARTERS = 4
 """A cell is four samples: shares are kept as their number."""
 WEIGHTS = dict.fromkeys(SIGHT.classes, 0.5) | {"kind": 1.0, "skin": 1.0, "hair_colour": 1.0, "top_colour": 1.0}
@@ -183,9 +184,9 @@ class PeopleReaderTask(ReaderTask):
     def measure(self, model: nn.Module) -> list[Row]:
         """Faces are judged on busts and half figures, clothes on half and whole ones, styles in all styles."""
         rng = np.random.default_rng(5)
-        scenes = {view: [sample_people(rng, 1, "test", "shaded", view) for _ in range(192)] for view in VIEWS}
+        scenes = {view: [sample_people(rng, 1, "test", "shaded", view) for _ in range(MEASURED)] for view in VIEWS}
         close, far = scenes["bust"] + scenes["half"], scenes["half"] + scenes["whole"]
-        styled = [sample_people(rng, split="test") for _ in range(256)]
+        styled = [sample_people(rng, split="test") for _ in range(2 * MEASURED)]
         rates = {
             **_rates(model, close + scenes["whole"], ("pose", "view", "backdrop")),
             **_rates(model, close, FACE),
@@ -213,8 +214,7 @@ def _names(scene: SceneGraph) -> dict[str, str]:
     """What can be read of the first person; what the picture hides has no name."""
     sitter = scene.people[0]
     person, view = sitter.person, view_of(sitter)
-    top = garment_at(sitter, "upper") or garment_at(sitter, "dress")
-    lower, hat = garment_at(sitter, "lower"), garment_at(sitter, "hat")
+    top, lower, hat = top_of(sitter), garment_at(sitter, "lower"), garment_at(sitter, "hat")
     names = {
         "kind": person.kind,
         "skin": person.skin,
