@@ -217,6 +217,14 @@ def test_the_measures_are_rates_of_every_name(
     assert {row.floor for row in rows} == {0.9, 0.97}
 
 
+def test_faces_of_whole_figures_and_clothes_of_busts_are_not_judged(scenes: list[SceneGraph]) -> None:
+    answers = recipe.judged(truth(scenes))
+    whole, half, bust = ({name for name, value in answers.items() if value[row] != IGNORED} for row in range(3))
+    assert "kind" in half & bust - whole
+    assert "top" in whole & half - bust
+    assert "view" in whole & half & bust
+
+
 def told_by(graphs: list[SceneGraph]) -> PeopleReading:
     """A reading in which everything is right."""
     answers = truth(graphs)
