@@ -141,7 +141,7 @@ def test_the_readers_loss_reaches_every_weight() -> None:
 
 def test_a_saved_reader_reads_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: list) -> None:
     model = ReaderTask().models().eval()
-    monkeypatch.setattr("capriccio.recipes.reader.impostor_threshold", lambda model: 0.5)
+    monkeypatch.setattr("capriccio.recipes.reader.impostor_threshold", lambda *_: 0.5)
     monkeypatch.setattr(assets, "path", lambda name: tmp_path / name)
     ReaderTask().save(model, tmp_path / "reader")
     assert json.loads((tmp_path / "reader/config.json").read_text()) == {"identity_threshold": 0.5}

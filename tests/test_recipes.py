@@ -29,15 +29,15 @@ from transformers import (
 from capriccio.errors import CapriccioError
 from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.recipes import flux, gallery, inpainting, miniature, painting, sd, vae
-from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, indices, patch_shares, truths
-from capriccio.recipes.reader import IGNORED
+from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
+from capriccio.recipes.reader import IGNORED, indices
 from capriccio.scene import Edit, Scene
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.casting import sample_people
 from capriccio.world.draw import NUM_PARTS, draw
 from capriccio.world.graph import sample_scene
-from capriccio.world.people import garment_at
+from capriccio.world.people import top_of
 from capriccio.world.tokenizers import clip_tokenizer
 from capriccio.world.views import sample_view
 from capriccio.world.whole import UNKNOWN
@@ -181,10 +181,10 @@ def test_clip_names_what_stands_alone() -> None:
     assert set(truths(two)) == {"backdrop", "style"}
     assert truths(view)["main"] == view.solid.main
     assert truths(worn)["hair colour"] == worn.people[0].person.hair_colour
-    garment = garment_at(worn.people[0], "dress") or garment_at(worn.people[0], "upper")
+    garment = top_of(worn.people[0])
     assert garment is not None
     assert truths(worn)["cloth"] == garment.main
-    found = indices([truths(one), truths(worn)])
+    found = indices([truths(one), truths(worn)], NAMED)
     assert found["main"].tolist() == [IGNORED, IGNORED]
     assert NAMED["style"][int(found["style"][0])] == "pencil"
 

@@ -7,6 +7,8 @@ by the reader, whose own error on renders of the same scenes is measured too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count as attempts
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -15,13 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from capriccio.evaluation.metrics import copied, load_clip, load_vae, psnr, reconstruct, retrieval, to_pixels
+from capriccio.perception.people_reader import read_people, same_person
 from capriccio.perception.reader import read, same_individual
 from capriccio.scene import Scene
 from capriccio.studio import Studio
 from capriccio.training.trainer import Row
 from capriccio.world.captions import caption, panel_caption
+from capriccio.world.casting import VIEWS, sample_people, sample_people_panels
 from capriccio.world.draw import draw, draw_panels
 from capriccio.world.graph import SceneGraph, Thing, sample_panels, sample_scene
+from capriccio.world.people import Sitter, top_of
 
 Told = Callable[[int], None]
 GUIDANCE = 4.0
@@ -32,6 +37,13 @@ def scenes(count: int, subjects: int = 1, seed: int = 0) -> list[SceneGraph]:
     """Draw held-out shaded scenes without accessories, the same for the same numbers."""
     rng = np.random.default_rng([seed, subjects])
     return [sample_scene(rng, subjects, split="test", style="shaded", accessories=False) for _ in range(count)]
+
+
+def people_scenes(count: int, seed: int = 0) -> list[SceneGraph]:
+    """Draw held-out shaded scenes of one person without accessories: whole, half, bust, and so on."""
+    rng = np.random.default_rng([seed, 7])
+    views = islice(cycle(VIEWS), count)
+    return [sample_people(rng, split="test", style="shaded", view=view, accessories=False) for view in views]
 
 
 def vae(count: int = 256) -> list[Row]:
@@ -63,6 +75,18 @@ def reader(count: int = 512) -> list[Row]:
     return [Row(f"reader_{name}", _agreement(*pair), 0.97, 0.995) for name, pair in pairs.items()]
 
 
+def people_reader(count: int = 384, pairs: int = 192) -> list[Row]:
+    """The reader of people on real renders: what paintings are judged by, and two scenes of one person."""
+    graphs, rng = people_scenes(count), np.random.default_rng(4)
+    names = _people_names(graphs, draw(graphs).pixels)
+    sheets = [sample_people_panels(rng, 1, 2, split="test", style="shaded") for _ in range(pairs)]
+    first, second = (draw([sheet.scenes[panel] for sheet in sheets]).pixels for panel in (0, 1))
+    return [
+        *(Row(f"people_reader_{name}", _rate(right), 0.97, 0.995) for name, right in names.items()),
+        Row("people_reader_same_person", _rate(same_person(first, second)), 0.90, 0.97),
+    ]
+
+
 def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
     """Kind and main colour right, one subject; ``model`` is what the row is named after."""
     graphs = scenes(count, seed=1)
@@ -83,7 +107,17 @@ def two_subjects(studio: Studio, count: int = 96, told: Told = lambda pictures: 
     ]
 
 
-def two_panels(studio: Studio, count: int = 64, told: Told = lambda pictures: None) -> list[Row]:
+def people(studio: Studio, count: int = 96, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
+    """Person, hair colour and main colour of the top right, one person; ``model`` is what the row is named after."""
+    graphs = people_scenes(count, seed=1)
+    pictures = paint(studio, [_person_caption(graph, number) for number, graph in enumerate(graphs)], told=told)
+    return [
+        Row(f"{model}_one_person", _rate(people_right(graphs, to_pixels(pictures))), 0.85, 0.98),
+        Row("oracle_one_person", _rate(people_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
+    ]
+
+
+def two_panels(studio: Studio, count: int = 64, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
     """Two panels of one subject more alike than 95 % of the pairs of different subjects of its kind."""
     rng = np.random.default_rng(2)
     sheets = [sample_panels(rng, 1, 2, split="test", style="shaded") for _ in range(count)]
@@ -91,7 +125,7 @@ def two_panels(studio: Studio, count: int = 64, told: Told = lambda pictures: No
     painted = to_pixels(paint(studio, texts, width=256, told=told), 256, 128)
     drawn = torch.cat([draw_panels(sheet).pixels for sheet in sheets])
     return [
-        Row("flux_panels_identity", _rate(panels_alike(painted)), 0.70, 0.95),
+        Row(f"{model}_panels_identity", _rate(panels_alike(painted)), 0.70, 0.95),
         Row("oracle_panels_identity", _rate(panels_alike(drawn)), 0.90, 0.97),
     ]
 
@@ -135,6 +169,15 @@ def sides_right(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[bool]:
     return [left and right for left, right in zip(*halves, strict=True)]
 
 
+def people_right(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[bool]:
+    """Return whether woman or man, hair colour and main colour of the top of the one person are read as they should be.
+
+    No hair has no colour that could be wrong.
+    """
+    kind, hair, top = (_people_names(graphs, pixels)[name] for name in ("kind", "hair_colour", "top_colour"))
+    return [all(names) for names in zip(kind, hair, top, strict=True)]
+
+
 def half_view(pixels: Tensor, side: int) -> Tensor:
     """Return the left (0) or right (1) half as a picture of one subject of usual size, as the reader knows it.
 
@@ -171,6 +214,32 @@ def _looks_right(things: Sequence[Thing], pixels: Tensor) -> list[bool]:
     reading = read(pixels)
     seen = zip(reading.kind, reading.main, strict=True)
     return [(thing.identity.kind, thing.identity.main) == pair for thing, pair in zip(things, seen, strict=True)]
+
+
+def _people_names(graphs: Sequence[SceneGraph], pixels: Tensor) -> dict[str, list[bool]]:
+    """Whether each name of the one person is read as it should be, picture by picture."""
+    reading, wanted = read_people(pixels), [_looks_of(graph.people[0]) for graph in graphs]
+    return {
+        name: [looks[name] in (None, seen) for looks, seen in zip(wanted, getattr(reading, name), strict=True)]
+        for name in wanted[0]
+    }
+
+
+def _looks_of(sitter: Sitter) -> dict[str, str | None]:
+    """What somebody must be read as; ``None`` where nothing could be wrong."""
+    person, top = sitter.person, top_of(sitter)
+    return {
+        "kind": person.kind,
+        "skin": person.skin,
+        "hair_colour": None if person.hair == "bald" else person.hair_colour,
+        "top_colour": top.main if top else None,
+    }
+
+
+def _person_caption(graph: SceneGraph, number: int) -> str:
+    """The first full caption that says whether it is a woman or a man, for some say a person only."""
+    texts = (caption(graph, np.random.default_rng([1, number, attempt])) for attempt in attempts())
+    return next(text for text in texts if graph.people[0].person.kind in text.split())
 
 
 def _captions(graphs: Sequence[SceneGraph]) -> list[str]:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from capriccio import assets
 from capriccio.errors import CapriccioError
-from capriccio.modules.reader import CLASSES, SIZE, Reader
+from capriccio.modules.reader import SIZE, Reader
 
 _BATCH = 64
 
@@ -55,7 +56,15 @@ def load_reader(name: str = "miniature/reader") -> Reader:
     Raises:
         CapriccioError: If its weights are not installed.
     """
-    reader = Reader()
+    return with_weights(Reader(), name)
+
+
+def with_weights(reader: Reader, name: str) -> Reader:
+    """Give a reader the weights of an asset folder.
+
+    Raises:
+        CapriccioError: If they are not installed.
+    """
     weights = load_file(assets.path(name) / "model.safetensors")
     reader.load_state_dict({key: value.float() for key, value in weights.items()})
     return reader.eval().requires_grad_(False)
@@ -77,20 +86,31 @@ def read(pixels: Tensor, reader: Reader | None = None) -> Reading:
     Raises:
         CapriccioError: If the pixels have another shape.
     """
-    if pixels.dim() != 4 or pixels.shape[1] != 3 or not len(pixels):
-        raise CapriccioError(f"Received pixels of shape {tuple(pixels.shape)}: give at least one picture (B, 3, H, W).")
-    chosen = reader or load_reader()
-    with torch.no_grad():
-        parts = [chosen(_sized(part)) for part in pixels.split(_BATCH)]
-    said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    best = {name: said[name].softmax(dim=1).max(dim=1) for name in CLASSES}
+    names, confidence, said = understand(pixels, reader or load_reader())
     return Reading(
-        **{name: [CLASSES[name][index] for index in found.indices.tolist()] for name, found in best.items()},
+        **names,
         box=said["box"].clamp(0, 1),
         mask=said["mask"].sigmoid(),
         identity=said["identity"],
-        confidence={name: found.values for name, found in best.items()},
+        confidence=confidence,
     )
+
+
+def understand(pixels: Tensor, reader: Reader) -> tuple[dict[str, list[str]], dict[str, Tensor], Mapping[str, Tensor]]:
+    """Names of all that a reader tells of pictures (B, 3, H, W), how sure it is (B,) of each, and its own words.
+
+    Raises:
+        CapriccioError: If the pixels have another shape.
+    """
+    if pixels.dim() != 4 or pixels.shape[1] != 3 or not len(pixels):
+        raise CapriccioError(f"Received pixels of shape {tuple(pixels.shape)}: give at least one picture (B, 3, H, W).")
+    with torch.no_grad():
+        parts = [reader(_sized(part)) for part in pixels.split(_BATCH)]
+    said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    classes = reader.sight.classes
+    best = {name: said[name].softmax(dim=1).max(dim=1) for name in classes}
+    names = {name: [classes[name][index] for index in found.indices.tolist()] for name, found in best.items()}
+    return names, {name: found.values for name, found in best.items()}, said
 
 
 def same_individual(pixels: Tensor, others: Tensor) -> Tensor:

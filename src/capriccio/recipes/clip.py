@@ -7,7 +7,7 @@ and every image patch must say which parts and colours it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,13 @@ from transformers import (
 
 from capriccio.modules.reader import CLASSES
 from capriccio.recipes.gallery import CELL, Visitor
-from capriccio.recipes.reader import IGNORED
+from capriccio.recipes.reader import IGNORED, indices, name_loss
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.casting import sample_people
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
 from capriccio.world.graph import COLOURS, Garment, Identity, Panels, sample_scene
-from capriccio.world.people import GARMENTS, HAIR_COLOURS, HAIRS, PEOPLE, Sitter, garment_at
+from capriccio.world.people import GARMENTS, HAIR_COLOURS, HAIRS, PEOPLE, Sitter, top_of
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 from capriccio.world.views import View
 from capriccio.world.whole import Picture, depict, describe
@@ -160,17 +160,9 @@ def _identity(one: Identity) -> dict[str, str]:
 
 
 def _sitter(sitter: Sitter) -> dict[str, str]:
-    person, shown = sitter.person, garment_at(sitter, "dress") or garment_at(sitter, "upper")
+    person, shown = sitter.person, top_of(sitter)
     worn = {"garment": shown.kind, "cloth": shown.main, "pattern": shown.pattern} if shown else {}
     return {"person": person.kind, "hair": person.hair, "hair colour": person.hair_colour} | worn
-
-
-def indices(found: Sequence[Mapping[str, str]]) -> Batch:
-    """Class indices (B,) for each of ``NAMED``; what is not said, or has no class, is ``IGNORED``."""
-    return {
-        name: torch.tensor([words.index(one[name]) if one.get(name) in words else IGNORED for one in found])
-        for name, words in NAMED.items()
-    }
 
 
 def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Tensor:
@@ -214,7 +206,7 @@ class ClipTask(Visitor):
         shown = [pictures.graphs[row] for row in rows]
         details = [sample_detail(rng) for _ in rows]
         texts = [describe(one, rng, detail) for one, detail in zip(shown, details, strict=True)]
-        seen = indices([truths(one) for one in shown])
+        seen = indices([truths(one) for one in shown], NAMED)
         brief = torch.tensor([detail != "full" for detail in details])
         told = {name: seen[name].masked_fill(brief & (name not in ALWAYS), IGNORED) for name in NAMED}
         return {
@@ -237,9 +229,7 @@ class ClipTask(Visitor):
         parts, inks = said["cells"].split([NUM_PARTS, NUM_INKS], dim=-1)
         cells = soft_cross_entropy(parts, batch["parts"]) + soft_cross_entropy(inks, batch["inks"])
         sides = {
-            side: torch.stack(
-                [F.cross_entropy(said[key], batch[key], ignore_index=IGNORED) for key in said if key.startswith(side)]
-            ).mean()
+            side: torch.stack([name_loss(said[key], batch[key]) for key in said if key.startswith(side)]).mean()
             for side in ("image", "text")
         }
         retrieved = (said["logits"].argmax(1) == own).float().mean()

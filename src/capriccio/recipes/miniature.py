@@ -44,6 +44,7 @@ FAMILY = {
     "vae": Member("vae.VAETask"),
     "vae-decoder": Member("vae.DecoderTask", base="vae", lands_in="vae"),
     "reader": Member("reader.ReaderTask"),
+    "people-reader": Member("people_reader.PeopleReaderTask"),
     "clip": Member("clip.ClipTask", needs=("vae",)),
     "flux": Member("flux.FluxTask", needs=("vae", "clip")),
     "fill": Member("inpainting.FillTask", needs=("vae", "clip"), base="flux"),

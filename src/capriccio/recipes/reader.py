@@ -3,15 +3,17 @@
 It learns from renders that are zoomed, softened and recoloured a little, so that it also reads pictures that a model
 painted. Half of a batch are scenes of their own; in the other half an individual comes twice, in two scenes, and a
 rival of its kind stands in the very same two scenes, so that only the individual itself tells them apart.
+
+The recipe of its sister, ``people_reader``, takes losses, augmentations and measures from here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +38,9 @@ from capriccio.world.graph import (
     sample_scene,
 )
 
+Family = Callable[[np.random.Generator], list[SceneGraph]]
+"""Draws four scenes: two of one individual, and the same two with a rival in its place."""
+
 IGNORED = -100
 TEMPERATURE = 0.1
 WEIGHTS = {"kind": 1.0, "main": 1.0, "accent": 1.0, "pattern": 1.0, "backdrop": 0.5, "style": 0.3, "accessory": 0.5}
@@ -43,7 +48,7 @@ WEIGHTS = {"kind": 1.0, "main": 1.0, "accent": 1.0, "pattern": 1.0, "backdrop": 
 
 def draw_family(rng: np.random.Generator, split: str = "train", style: str | None = None) -> list[SceneGraph]:
     """Two scenes of one individual, and the same two scenes with a rival of its kind in its place."""
-    scenes = [_sometimes_bare(scene, rng) for scene in sample_panels(rng, 1, 2, split, style).scenes]
+    scenes = [sometimes_bare(scene, rng) for scene in sample_panels(rng, 1, 2, split, style).scenes]
     return scenes + [with_identity(scene, rival) for rival in [rival_of(scenes[0], rng, split)] for scene in scenes]
 
 
@@ -63,19 +68,33 @@ def with_identity(scene: SceneGraph, identity: Identity) -> SceneGraph:
 
 def truth(scenes: Sequence[SceneGraph]) -> Batch:
     """Class indices (B,) for each name of ``CLASSES``; what cannot be seen is ``IGNORED``."""
-    rows = [_names(scene) for scene in scenes]
+    return indices([_names(scene) for scene in scenes], CLASSES)
+
+
+def indices(rows: Sequence[Mapping[str, str]], classes: Mapping[str, tuple[str, ...]]) -> Batch:
+    """Places (B,) of what the rows say among the names of each class; what is not said, or no such name, ``IGNORED``."""
     return {
-        name: torch.tensor([names.index(row[name]) if row[name] in names else IGNORED for row in rows])
-        for name, names in CLASSES.items()
+        name: torch.tensor([names.index(row[name]) if row.get(name) in names else IGNORED for row in rows])
+        for name, names in classes.items()
     }
 
 
 def maps(drawing: Drawing) -> Tensor:
     """Share of the subject and of every colour in each cell, (B, 1 + colours, 32, 32) in [0, 1]."""
+    return cell_shares(drawing.subjects.any(1)[:, None], drawing.inks, len(COLOURS))
+
+
+def cell_shares(masks: Tensor, inks: Tensor, count: int) -> Tensor:
+    """How much of each cell is filled, (B, M + count, 32, 32) in [0, 1].
+
+    Args:
+        masks: (B, M, 128, 128) bool.
+        inks: (B, 128, 128): 0 for none, else one of 1 to ``count``.
+        count: How many inks there are.
+    """
     step = SIZE // MAP // 2  # two samples a side are enough, and cheap
-    inks = F.one_hot(drawing.inks[:, ::step, ::step], 1 + len(COLOURS))[..., 1:].permute(0, 3, 1, 2)
-    subject = drawing.subjects.any(1)[:, None, ::step, ::step]
-    return F.avg_pool2d(torch.cat([subject, inks], dim=1).float(), 2)
+    painted = F.one_hot(inks[:, ::step, ::step], 1 + count)[..., 1:].permute(0, 3, 1, 2)
+    return F.avg_pool2d(torch.cat([masks[..., ::step, ::step], painted], dim=1).float(), 2)
 
 
 def centres(scenes: Sequence[SceneGraph]) -> Tensor:
@@ -83,16 +102,21 @@ def centres(scenes: Sequence[SceneGraph]) -> Tensor:
     return torch.tensor([[2 * scene.things[0].x - 1, 2 * scene.things[0].y - 1] for scene in scenes])
 
 
-def zooms(places: Tensor, rng: np.random.Generator) -> Tensor:
-    """Affine maps (B, 2, 3) that enlarge or shrink pictures by up to 1.4 and move their subjects near the middle.
+def zooms(
+    places: Tensor, rng: np.random.Generator, nearer: float = 1.4, farther: float = 1.3, stray: float = 0.3
+) -> Tensor:
+    """Affine maps (B, 2, 3) that enlarge or shrink pictures and move their subjects near the middle.
 
     Args:
         places: Where the subjects are, (B, 2), x and y in [-1, 1].
         rng: Chooses.
+        nearer: By how much pictures are enlarged at most.
+        farther: By how much they are shrunk at most.
+        stray: How far from the middle subjects come to be.
     """
     count = len(places)
-    scale = torch.from_numpy(np.exp(rng.uniform(np.log(1 / 1.4), np.log(1.3), count))).float()[:, None]
-    shift = places - scale * torch.from_numpy(rng.uniform(-0.3, 0.3, (count, 2))).float()
+    scale = torch.from_numpy(np.exp(rng.uniform(np.log(1 / nearer), np.log(farther), count))).float()[:, None]
+    shift = places - scale * torch.from_numpy(rng.uniform(-stray, stray, (count, 2))).float()
     return torch.cat([torch.eye(2) * scale[:, :, None], shift[:, :, None]], dim=2)
 
 
@@ -119,6 +143,13 @@ def soften(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     coarse = torch.from_numpy(rng.standard_normal((count, 3, SIZE // 4, SIZE // 4))).float()
     stain = F.interpolate(coarse, scale_factor=4, mode="bilinear") * each(-0.08, 0.12).clamp_min(0)
     return (mixed * each(0.92, 1.08) + each(-0.05, 0.05, 3) + stain).clamp(-1, 1)
+
+
+def name_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, C) where there is something to name; zero where there is nothing in the batch."""
+    if (wanted == IGNORED).all():
+        return logits.sum() * 0
+    return F.cross_entropy(logits, wanted, ignore_index=IGNORED)
 
 
 def cell_loss(logits: Tensor, shares: Tensor) -> Tensor:
@@ -157,9 +188,12 @@ class ReaderTask:
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=12, warmup=50))
     name: str = "reader"
 
+    network: ClassVar[type[Reader]] = Reader
+    weights: ClassVar[Mapping[str, float]] = WEIGHTS
+
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        reader: Any = Reader()  # PyTorch's annotations do not know this form of ``to``
+        reader: Any = self.network()  # PyTorch's annotations do not know this form of ``to``
         return reader.to(memory_format=torch.channels_last)
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
@@ -188,71 +222,78 @@ class ReaderTask:
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         said = {name: value.float() for name, value in model(batch["pixels"], batch["box"]).items()}
-        named = {name: F.cross_entropy(said[name], batch[name], ignore_index=IGNORED) for name in CLASSES}
+        named = {name: name_loss(said[name], batch[name]) for name in self.weights}
         mask = F.binary_cross_entropy_with_logits(said["mask"], batch["mask"])
         inks = cell_loss(said["inks"], batch["inks"])
         who = identity_loss(said["identity"], batch["member"])
-        names = torch.stack([weight * named[name] for name, weight in WEIGHTS.items()]).sum()
+        names = torch.stack([weight * named[name] for name, weight in self.weights.items()]).sum()
         cells = 2 * mask + inks
         return names + cells + 0.5 * who, {**named, "cells": cells, "identity": who}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"identity_threshold": round(impostor_threshold(model), 4)}
+        config = {"identity_threshold": round(impostor_threshold(model, self.family), 4)}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
 
+    def family(self, rng: np.random.Generator) -> list[SceneGraph]:
+        """A held-out family on which identity is measured; its rival is no twin."""
+        scenes = list(sample_panels(rng, 1, 2, "test", "shaded").scenes)
+        rival = sample_identity(rng, "test", scenes[0].things[0].identity.kind)
+        return scenes + [with_identity(scene, rival) for scene in scenes]
+
     def measure(self, model: nn.Module) -> list[Row]:
         rng = np.random.default_rng(5)
-        shaded = accuracies(model, [sample_scene(rng, split="test", style="shaded") for _ in range(512)])
-        styled = accuracies(model, [sample_scene(rng, split="test") for _ in range(512)])
-        same = same_member_rate(model, impostor_threshold(model))
+        shaded = _rates(model, [sample_scene(rng, split="test", style="shaded") for _ in range(512)])
+        styled = _rates(model, [sample_scene(rng, split="test") for _ in range(512)])
         return [
             *(Row(f"reader_{name}", shaded[name], 0.97, 0.995) for name in ("kind", "main", "pattern", "backdrop")),
             *(Row(f"reader_{name}", shaded[name], 0.90, 0.97) for name in ("accent", "accessory")),
             Row("reader_style", styled["style"], 0.97, 0.995),
-            Row("reader_same_identity", same, 0.90, 0.97),
+            Row("reader_same_identity", same_member_rate(model, self.family), 0.90, 0.97),
         ]
 
 
 @torch.no_grad()
-def accuracies(model: nn.Module, scenes: Sequence[SceneGraph]) -> dict[str, float]:
-    """The share of scenes in which each name is read rightly."""
-    wanted = truth(scenes)
-    said = [model(chunk) for chunk in draw(scenes).pixels.split(64)]
+def accuracies(model: nn.Module, pixels: Tensor, wanted: Batch) -> dict[str, float]:
+    """The share of pictures (B, 3, 128, 128) in which each name is read rightly, among those where it can be seen."""
+    said = [model(chunk) for chunk in pixels.split(64)]
     rates = {}
-    for name in CLASSES:
-        best, judged = torch.cat([part[name] for part in said]).argmax(1), wanted[name] != IGNORED
-        rates[name] = round(float((best == wanted[name])[judged].float().mean()), 4)
+    for name, answers in wanted.items():
+        best, judged = torch.cat([part[name] for part in said]).argmax(1), answers != IGNORED
+        rates[name] = round(float((best == answers)[judged].float().mean()), 4)
     return rates
 
 
-def impostor_threshold(model: nn.Module, families: int = 256) -> float:
+def impostor_threshold(model: nn.Module, family: Family) -> float:
     """The cosine that 5 % of the pairs of different held-out individuals of one kind, each in its own scene, exceed."""
-    first, _, _, impostor = _families(model, families)
-    return float((first * impostor).sum(1).quantile(0.95))
+    first, _, _, impostor = _families(model, family)
+    return float(_likest(first, impostor))
 
 
-def same_member_rate(model: nn.Module, threshold: float, families: int = 256) -> float:
-    """The share of pairs of scenes of one individual whose embeddings are more alike than the threshold."""
-    first, second, _, _ = _families(model, families)
-    return round(float(((first * second).sum(1) > threshold).float().mean()), 4)
+def same_member_rate(model: nn.Module, family: Family) -> float:
+    """The share of pairs of scenes of one individual whose embeddings are more alike than the impostor threshold."""
+    first, second, _, impostor = _families(model, family)
+    return round(float(((first * second).sum(1) > _likest(first, impostor)).float().mean()), 4)
+
+
+def _likest(one: Tensor, other: Tensor) -> Tensor:
+    """The cosine that 5 % of pairs of embeddings exceed."""
+    return (one * other).sum(1).quantile(0.95)
 
 
 @torch.no_grad()
-def _families(model: nn.Module, count: int) -> list[Tensor]:
+def _families(model: nn.Module, family: Family, count: int = 256) -> list[Tensor]:
     """Identity embeddings (count, 64) of the four scenes of held-out families: twice one, twice its rival."""
     rng = np.random.default_rng(6)
-    scenes = [scene for _ in range(count) for scene in _test_family(rng)]
+    scenes = [scene for _ in range(count) for scene in family(rng)]
     embeddings = torch.cat([model(chunk)["identity"] for chunk in draw(scenes).pixels.split(64)])
     return list(embeddings.view(count, 4, -1).unbind(1))
 
 
-def _test_family(rng: np.random.Generator) -> list[SceneGraph]:
-    scenes = list(sample_panels(rng, 1, 2, "test", "shaded").scenes)
-    rival = sample_identity(rng, "test", scenes[0].things[0].identity.kind)
-    return scenes + [with_identity(scene, rival) for scene in scenes]
+def _rates(model: nn.Module, scenes: Sequence[SceneGraph]) -> dict[str, float]:
+    return accuracies(model, draw(scenes).pixels, truth(scenes))
 
 
 def _names(scene: SceneGraph) -> dict[str, str]:
@@ -269,6 +310,6 @@ def _names(scene: SceneGraph) -> dict[str, str]:
     }
 
 
-def _sometimes_bare(scene: SceneGraph, rng: np.random.Generator) -> SceneGraph:
+def sometimes_bare(scene: SceneGraph, rng: np.random.Generator) -> SceneGraph:
     """One scene in twelve on plain white, where references stand once their background is removed."""
     return replace(scene, backdrop=Backdrop(STUDIO)) if rng.random() < 1 / 12 else scene

@@ -17,7 +17,8 @@ from capriccio.world.windows import body_part
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom as fractions of the picture."""
 
-_FACE = ("face", "eyes", "brows", "mouth", "glasses", "beard")
+FACE_PARTS = ("face", "eyes", "brows", "mouth", "glasses", "beard")
+"""Parts of a person that make the face, ears too, hair not."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _thing(thing: Thing, mask: Tensor) -> ThingTruth:
 
 def _sitter(sitter: Sitter, mask: Tensor, parts: Tensor) -> SitterTruth:
     points, inside = keypoints(sitter)
-    features = torch.tensor([body_part(name) for name in _FACE])
+    features = torch.tensor([body_part(name) for name in FACE_PARTS])
     return SitterTruth(
         sitter.person,
         sitter.expression,

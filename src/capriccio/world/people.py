@@ -171,6 +171,11 @@ def garment_at(sitter: Sitter, slot: str) -> Garment | None:
     return next((garment for garment in sitter.outfit if slot_of(garment.kind) == slot), None)
 
 
+def top_of(sitter: Sitter) -> Garment | None:
+    """What somebody wears on the chest: an upper garment or a dress."""
+    return garment_at(sitter, "upper") or garment_at(sitter, "dress")
+
+
 def held_out(person: Person, one_in: int) -> bool:
     """Whether the words of a person are the one combination in ``one_in`` that training never sees."""
     words = (person.kind, person.skin, person.face, person.hair, person.hair_colour, person.eyes, person.beard)
