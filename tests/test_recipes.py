@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from capriccio.errors import CapriccioError
+from capriccio.evaluation import sheets
 from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.recipes import flux, gallery, inpainting, miniature, painting, sd, vae
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
@@ -376,3 +377,24 @@ def test_orders_are_checked() -> None:
         miniature.make_task(miniature.Order("vae", start=Path("anywhere")))
     order = miniature.Order("vae", minutes=2.0)
     assert miniature.Order.read(order.written()) == order
+
+
+def test_every_model_has_a_sheet_and_its_card_shows_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(sheets.SHEETS) == set(miniature.FAMILY)
+    monkeypatch.setattr(miniature, "weights_folder", lambda name: tmp_path)
+    monkeypatch.setitem(sheets.SHEETS, "reader", lambda: Image.new("RGB", (8, 8)))
+    (tmp_path / "README.md").write_text("# A card\n")
+    for _ in range(2):
+        miniature.illustrate("reader")
+    assert (tmp_path / "README.md").read_text().count("(sheet.jpg)") == 1
+    assert Image.open(tmp_path / "sheet.jpg").size == (8, 8)
+    with pytest.raises(CapriccioError, match="did you mean 'reader'"):
+        sheets.sheet("raeder")
+
+
+def test_inpainting_sheets_hide_the_whole_subject() -> None:
+    mask = torch.zeros(128, 128, dtype=torch.bool)
+    mask[40:60, 2:30] = True
+    hidden = np.asarray(sheets._box(mask)) > 0
+    assert hidden[mask.numpy()].all()
+    assert hidden.sum() == 28 * (30 + 4)

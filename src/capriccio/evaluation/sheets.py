@@ -16,6 +16,7 @@ from torch import Tensor
 from capriccio.errors import CapriccioError, nearest
 from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct
 from capriccio.evaluation.targets import GUIDANCE
+from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
 from capriccio.pictures import grid
 from capriccio.scene import Edit, Scene
@@ -88,6 +89,22 @@ def readings(rows: int = 2) -> Image.Image:
     return grid(to_images(pixels), COLUMNS, labels, text_size=10)
 
 
+def people_readings(rows: int = 2) -> Image.Image:
+    """Scenes of one person with what the reader of people reads in them."""
+    rng = np.random.default_rng(16)
+    pixels = depict([sample_people(rng, split="test", style="shaded") for _ in range(rows * COLUMNS)]).pixels
+    seen = read_people(pixels)
+    labels = [
+        f"{mood} {kind}, {skin} skin, {hair} {colour} hair, {glasses} glasses, {beard} beard, {pose}; "
+        f"{cloth} {pattern} {top}, {under} {lower}"
+        for mood, kind, skin, hair, colour, glasses, beard, pose, cloth, pattern, top, under, lower in zip(
+            seen.expression, seen.kind, seen.skin, seen.hair, seen.hair_colour, seen.glasses, seen.beard, seen.pose,
+            seen.top_colour, seen.top_pattern, seen.top, seen.lower_colour, seen.lower, strict=True,
+        )
+    ]  # fmt: skip
+    return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+
+
 def paintings(name: str, rows: int = 3, panels: bool = True) -> Image.Image:
     """Held-out sentences painted by the miniature ``name``: scenes, and a row of panels with one subject twice."""
     rng = np.random.default_rng(14)
@@ -154,8 +171,10 @@ def _box(mask: Tensor) -> Image.Image:
 
 SHEETS: dict[str, Callable[[], Image.Image]] = {
     "vae": reconstructions,
+    "vae-decoder": reconstructions,
     "clip": retrievals,
     "reader": readings,
+    "people-reader": people_readings,
     "flux": partial(paintings, "miniature"),
     "fill": partial(inpaintings, "miniature", "fill"),
     "controlnet-inpaint": partial(inpaintings, "miniature", "controlnet"),

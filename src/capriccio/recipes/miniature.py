@@ -298,7 +298,7 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         "",
         f"- Data: the procedural world of capriccio, training split, seed {task.schedule.seed}; drawn on the fly.",
         f"- Recipe: `capriccio train miniature {order.name} --budget {order.budget} "
-        f"--minutes {task.schedule.minutes:g}`",
+        f"--minutes {task.schedule.minutes:g}`{', going on from earlier weights' if order.start else ''}.",
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
         f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit.strip() or 'unknown'}.",
         "- Licence: Apache-2.0.",
@@ -327,6 +327,19 @@ def carry_out(order: Order) -> None:
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         last = (order.run / "log.jsonl").read_text().splitlines()[-1]
         (order.folder / "README.md").write_text(card(order, task, parameters, json.loads(last)["step"], rows))
+        illustrate(order.name)
+
+
+def illustrate(name: str) -> None:
+    """Draw the contact sheet of a model from its weights in use, and show it at the end of its card."""
+    from capriccio.evaluation.sheets import sheet
+
+    folder = weights_folder(name)
+    sheet(name).save(folder / "sheet.jpg", quality=88)
+    place, line = folder / "README.md", "![What it makes of held-out pictures and sentences](sheet.jpg)\n"
+    text = place.read_text()
+    if line not in text:
+        place.write_text(f"{text}\n{line}")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:

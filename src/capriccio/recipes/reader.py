@@ -72,7 +72,7 @@ def truth(scenes: Sequence[SceneGraph]) -> Batch:
 
 
 def indices(rows: Sequence[Mapping[str, str]], classes: Mapping[str, tuple[str, ...]]) -> Batch:
-    """Places (B,) of what the rows say among the names of each class; what is not said, or no such name, ``IGNORED``."""
+    """Places (B,) of what rows say among the names of each class; ``IGNORED`` where they say nothing that is there."""
     return {
         name: torch.tensor([names.index(row[name]) if row.get(name) in names else IGNORED for row in rows])
         for name, names in classes.items()
