@@ -120,12 +120,17 @@ def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
     """Save a pipeline in half precision, such that a plain ``from_pretrained(folder)`` gives single precision.
 
     diffusers loads its own parts in single precision, transformers in the precision that their configuration names:
-    left alone, a CPU would be asked to multiply one with the other. Where a part was loaded from is nobody's business.
+    left alone, a CPU would be asked to multiply one with the other.
     """
     pipe.to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
     for place in folder.glob("text_encoder*/config.json"):
         config = json.loads(place.read_text()) | {"dtype": "float32"}
         place.write_text(json.dumps(config, indent=2) + "\n")
-    for place in folder.glob("*/config.json"):
+    forget_origins(folder)
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of all configurations in a folder from where their parts were once loaded."""
+    for place in folder.rglob("config.json"):
         config = {key: value for key, value in json.loads(place.read_text()).items() if key != "_name_or_path"}
         place.write_text(json.dumps(config, indent=2) + "\n")

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from capriccio import assets
 from capriccio.evaluation.metrics import psnr, reconstruct
 from capriccio.objectives import gaussian_kl, gradient_l1, pyramid_l1
+from capriccio.recipes.painting import forget_origins
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.diet import draw_diet
@@ -180,4 +181,5 @@ class DecoderTask(VAETask):
 
     def save(self, model: Autoencoding, folder: Path) -> None:
         model.vae.half().save_pretrained(folder, max_shard_size="15MB")
+        forget_origins(folder)
         model.vae.float()
