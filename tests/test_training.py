@@ -70,6 +70,14 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_batches_made_by_other_hands_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = fit(LineTask(SHORT), tmp_path / "alone")
+    monkeypatch.setattr(trainer, "spare_hands", lambda budget, processes: 2)
+    helped = fit(LineTask(SHORT), tmp_path / "helped")
+    for left, right in zip(alone.parameters(), helped.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
 def test_learning_lowers_the_loss(tmp_path: Path) -> None:
     task = LineTask(replace(SHORT, steps=300, average=0.9))
     before, _ = task.loss(task.models(), task.batch(np.random.default_rng(1)), torch.Generator())

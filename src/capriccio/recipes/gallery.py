@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from capriccio import assets
+from capriccio.training.hands import spare_hands, spread
 from capriccio.world.whole import Picture, depict, from_dict, sample_picture, sample_sheet, to_dict
 
 SHARD = 256
@@ -37,7 +38,7 @@ class Wing:
 
 WINGS = {
     "cpu": (Wing("scenes", 1, 1, 18_432), Wing("pairs", 1, 2, 4_096), Wing("grids", 2, 2, 256)),
-    "gpu": (Wing("scenes", 1, 1, 122_880), Wing("pairs", 1, 2, 61_440), Wing("grids", 2, 2, 8_192)),
+    "gpu": (Wing("scenes", 1, 1, 81_920), Wing("pairs", 1, 2, 28_672), Wing("grids", 2, 2, 2_048)),
 }
 
 
@@ -76,7 +77,7 @@ def imagine(wing: Wing, rng: np.random.Generator, split: str = "train") -> Pictu
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Scaled latents, the mean of the posterior, of pictures in [-1, 1]."""
+    """Scaled latents, the mean of the posterior, of pictures in [-1, 1], on the device of both."""
     mean = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixels.split(16)])
     return (mean - vae.config.shift_factor) * vae.config.scaling_factor
 
@@ -90,12 +91,13 @@ def _shards(wing: Wing, folder: Path) -> list[Path]:
     return [folder / f"{wing.name}-{index:04d}" for index in range(-(-wing.count // SHARD))]
 
 
-def _write_shard(path: Path, wing: Wing, rng: np.random.Generator, vae: AutoencoderKL) -> None:
+def _draw_shard(wing: Wing, seed: int, path: Path) -> Path:
+    """Draw a shard, all but its latents, into a folder beside its place, and return that."""
+    rng = np.random.default_rng([seed, wing.rows, wing.columns, int(path.name.rpartition("-")[2])])
     graphs = [imagine(wing, rng) for _ in range(SHARD)]
-    columns: dict[str, list[np.ndarray]] = {"latents": [], "parts": [], "inks": [], "pixels": []}
+    columns: dict[str, list[np.ndarray]] = {"parts": [], "inks": [], "pixels": []}
     for start in range(0, SHARD, 32):
         drawing = depict(graphs[start : start + 32])
-        columns["latents"].append(encode(vae, drawing.pixels).half().numpy())
         columns["parts"].append(cells(drawing.parts))
         columns["inks"].append(cells(drawing.inks))
         columns["pixels"].append(((drawing.pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy())
@@ -105,20 +107,37 @@ def _write_shard(path: Path, wing: Wing, rng: np.random.Generator, vae: Autoenco
     for name, chunks in columns.items():
         np.save(scratch / f"{name}.npy", np.concatenate(chunks))
     (scratch / "graphs.json").write_text(json.dumps([to_dict(graph) for graph in graphs]))
-    os.replace(scratch, path)
+    return scratch
+
+
+def _hang_shard(scratch: Path, vae: AutoencoderKL) -> None:
+    """Encode a shard that was drawn, and put it in its place."""
+    pixels = torch.from_numpy(np.load(scratch / "pixels.npy"))
+    latents = [encode(vae, chunk.to(vae.device) / 127.5 - 1).half().cpu().numpy() for chunk in pixels.split(32)]
+    np.save(scratch / "latents.npy", np.concatenate(latents))
+    os.replace(scratch, scratch.with_suffix(""))
 
 
 def fill_gallery(
     folder: Path, vae: AutoencoderKL, budget: str, rank: int = 0, processes: int = 1, seed: int = 0
 ) -> None:
-    """Draw and encode the shards of this process that are not there yet."""
+    """Draw and encode the shards of this process that are not there yet, with the hands that the machine has to spare.
+
+    Args:
+        folder: The gallery; made if absent.
+        vae: Encodes, where it is.
+        budget: ``"cpu"`` or ``"gpu"``.
+        rank: The process that this is.
+        processes: How many fill the gallery together.
+        seed: Of everything that is drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for wing in WINGS[budget]:
         paths = _shards(wing, folder)
-        for index, path in enumerate(paths):
-            if index % processes == rank and not path.exists():
-                _write_shard(path, wing, np.random.default_rng([seed, wing.rows, wing.columns, index]), vae)
-                print(f"gallery: {wing.name} {index + 1}/{len(paths)}", flush=True)
+        missing = [path for path in paths[rank::processes] if not path.exists()]
+        for scratch in spread(partial(_draw_shard, wing, seed), missing, spare_hands(budget, processes)):
+            _hang_shard(scratch, vae)
+            print(f"gallery: {scratch.stem} of {len(paths)}", flush=True)
 
 
 def open_wing(folder: Path, wing: Wing) -> Pictures:
@@ -148,7 +167,8 @@ class Visitor:
     @cached_property
     def wings(self) -> dict[str, Pictures]:
         folder = self.runs / "gallery"
-        fill_gallery(folder, self.vae, self.budget, self.rank, self.processes)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        fill_gallery(folder, self.vae.to(device), self.budget, self.rank, self.processes)
         if self.processes > 1:
             torch.distributed.barrier()
         return {wing.name: open_wing(folder, wing) for wing in WINGS[self.budget]}

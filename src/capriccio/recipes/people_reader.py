@@ -32,6 +32,7 @@ from capriccio.recipes.reader import (
     sometimes_bare,
     zooms,
 )
+from capriccio.training.hands import spare_hands, spread
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.casting import VIEWS, sample_people, sample_people_panels, sample_person
 from capriccio.world.draw import Drawing, draw
@@ -129,6 +130,10 @@ def shown(scenes: Sequence[SceneGraph]) -> Batch:
     }
 
 
+def _kept(scenes: Sequence[SceneGraph]) -> dict[str, np.ndarray]:
+    return {name: values.numpy() for name, values in shown(scenes).items()}
+
+
 def mirrored(pictures: Tensor, which: Tensor) -> Tensor:
     """Pictures (B, C, H, W), those of ``which`` (B,) with left and right exchanged."""
     return torch.where(which[:, None, None, None], pictures.flip(-1), pictures)
@@ -151,6 +156,7 @@ class PeopleReaderTask(ReaderTask):
     """Train the reader of people, half on families of four scenes, half on people who come once."""
 
     rank: int = 0
+    processes: int = 1
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=30, warmup=50))
     name: str = "people-reader"
 
@@ -164,9 +170,11 @@ class PeopleReaderTask(ReaderTask):
         half = POOL[self.budget] // 2
         scenes = [scene for _ in range(half // 4) for scene in draw_family(rng)]
         scenes += [sometimes_bare(sample_people(rng), rng) for _ in range(half)]
-        chunks = [shown(scenes[start : start + 64]) for start in range(0, len(scenes), 64)]
+        parts = [scenes[start : start + 64] for start in range(0, len(scenes), 64)]
+        chunks = list(spread(_kept, parts, spare_hands(self.budget, self.processes)))
         members = torch.cat([torch.arange(half // 2).repeat_interleave(2), torch.arange(half // 2, half // 2 + half)])
-        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]} | {"member": members}
+        kept = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        return {name: torch.from_numpy(values) for name, values in kept.items()} | {"member": members}
 
     def batch(self, rng: np.random.Generator) -> Batch:
         half, families = len(self.pool["pixels"]) // 2, FAMILIES[self.budget]

@@ -23,6 +23,7 @@ from capriccio import assets
 from capriccio.evaluation.metrics import psnr, reconstruct
 from capriccio.objectives import gaussian_kl, gradient_l1, pyramid_l1
 from capriccio.recipes.painting import forget_origins
+from capriccio.training.hands import spare_hands, spread
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.diet import draw_diet
@@ -30,6 +31,7 @@ from capriccio.world.whole import depict, sample_picture
 
 CHANNELS = {"cpu": (16, 32, 64, 128), "gpu": (32, 64, 128, 192)}
 POOL = {"cpu": 3_072, "gpu": 16_384}  # pictures drawn beforehand by every process
+CHUNK = 64
 LATENT_CHANNELS = 8
 
 
@@ -91,6 +93,12 @@ def draw_mixture(rng: np.random.Generator, count: int, diet: float = 0.3) -> Ten
     return torch.cat(parts + ([draw_diet(rng, broad)] if broad else []))
 
 
+def draw_chunk(seed: tuple[int, ...]) -> np.ndarray:
+    """A part of the pool, as bytes (CHUNK, 3, 128, 128)."""
+    pixels = draw_mixture(np.random.default_rng(seed), CHUNK)
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
 def random_crops(pictures: Tensor, rng: np.random.Generator, size: int) -> Tensor:
     """One random square crop of every picture."""
     limit = pictures.shape[-1] - size + 1
@@ -116,6 +124,7 @@ class VAETask:
 
     budget: str = "cpu"
     rank: int = 0
+    processes: int = 1
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, warmup=60, decay=0.5, half=False))
     name: str = "vae"
 
@@ -129,9 +138,10 @@ class VAETask:
     @cached_property
     def pool(self) -> Tensor:
         """Pictures to take crops from, as bytes (N, 3, 128, 128)."""
-        rng = np.random.default_rng([self.schedule.seed, self.rank])
-        chunks = [draw_mixture(rng, 64) for _ in range(POOL[self.budget] // 64)]
-        return torch.cat([((chunk + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for chunk in chunks])
+        seeds = [(self.schedule.seed, self.rank, chunk) for chunk in range(POOL[self.budget] // CHUNK)]
+        return torch.from_numpy(
+            np.concatenate(list(spread(draw_chunk, seeds, spare_hands(self.budget, self.processes))))
+        )
 
     def batch(self, rng: np.random.Generator) -> Batch:
         count, size = (64, 128) if self.budget == "gpu" else (8, 64)

@@ -21,7 +21,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
+from capriccio.training.hands import spare_hands
 from capriccio.training.optimisers import quick_dtype, warm_constant_decay
 
 Batch = dict[str, Tensor]
@@ -115,6 +117,16 @@ def minutes_learned(folder: Path) -> float | None:
     return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["elapsed"]) / 60
 
 
+class Steps(Dataset[Batch]):
+    """The batch of every step: what a process learns at it, whoever asks and when."""
+
+    def __init__(self, task: Task, rank: int) -> None:
+        self.task, self.rank = task, rank
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.task.batch(np.random.default_rng([self.task.schedule.seed, step, self.rank]))
+
+
 class Run:
     """A training in progress: what changes from step to step, and its checkpoint."""
 
@@ -167,10 +179,17 @@ class Run:
                 self.checkpoint,
             )
 
-    def advance(self, progress: float) -> dict[str, float]:
-        """One step of learning; returns its readings."""
+    def batches(self) -> Iterator[Batch]:
+        """The batches of all steps to come; beside a GPU they are made by all cores that are free."""
+        budget = "cpu" if self.accelerator.device.type == "cpu" else "gpu"
+        hands = min(12, spare_hands(budget, self.accelerator.num_processes))
+        steps = Steps(self.task, self.accelerator.process_index)
+        to_come = range(self.step, self.task.schedule.steps)
+        yield from DataLoader(steps, batch_size=None, sampler=to_come, num_workers=hands)  # type: ignore[arg-type]
+
+    def advance(self, batch: Batch, progress: float) -> dict[str, float]:
+        """One step of learning from a batch; returns its readings."""
         task, schedule, rank = self.task, self.task.schedule, self.accelerator.process_index
-        batch = task.batch(np.random.default_rng([schedule.seed, self.step, rank]))
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
         noise = torch.Generator().manual_seed((schedule.seed * 1_000_003 + self.step) * 64 + rank)
         factor = warm_constant_decay(progress, self.step, schedule.warmup, schedule.decay)
@@ -245,12 +264,12 @@ def _learn(run: Run) -> None:
     """Step until the schedule ends; whatever happens, leave a checkpoint."""
     task = run.task
     task.batch(np.random.default_rng(0))  # galleries and pools are made on first use: that is no time of learning
-    log, saved = Log(run), time.monotonic()
+    log, batches, saved = Log(run), run.batches(), time.monotonic()
     run.model.train()
     try:
         while (progress := run.progress) < 1.0:
             started = time.monotonic()
-            log.add(run.advance(progress), progress)
+            log.add(run.advance(next(batches), progress), progress)
             run.elapsed += time.monotonic() - started
             if time.monotonic() - saved > 60 * task.schedule.checkpoint_minutes:
                 run.save()
