@@ -218,7 +218,7 @@ def test_one_model_learns_from_what_is_there(worker: Worker, tmp_path: Path) -> 
     for name in ("vae", "clip"):
         worker(Order(name, tmp_path / "others"))
     train(Order("flux", tmp_path / "runs"))
-    with pytest.raises(CapriccioError, match="not there yet: sd. Run `capriccio train miniature sd` first"):
+    with pytest.raises(CapriccioError, match=r"not there yet: sd\. Run `capriccio train miniature sd` first"):
         train(Order("sd-inpaint", tmp_path / "runs"))
     train(Order("sd-inpaint", tmp_path / "runs", start=tmp_path))  # its base is given
     assert worker.trained[-2:] == ["flux", "sd-inpaint"]
