@@ -228,6 +228,22 @@ def test_a_batch_of_two_equals_two_singles(case: Case, one: Callable[[Case], Pai
     assert not torch.allclose(singles[0], singles[1], atol=1e-2)
 
 
+# --- the known part ---
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.way == "inpainting"], ids=str)
+def test_the_mask_alone_is_painted_and_the_rest_is_heeded(
+    case: Case, one: Callable[[Case], Painted], files: Path
+) -> None:
+    picture, inside = np.asarray(Image.open(files / "picture.png")), np.asarray(Image.open(files / "mask.png")) > 0
+    image = one(case).image
+    assert np.array_equal(image[~inside], picture[~inside])
+    assert not np.array_equal(image[inside], picture[inside])
+    assert not np.array_equal(image[inside], pixels(case.backbone, scene_of(case, files / "other"))[inside])
+    canvas = plan_of(case.backbone, scene_of(case, files).but(width=None, height=None)).canvas
+    assert canvas.width / canvas.height == pytest.approx(32 / 24, rel=0.1)  # the picture's shape, where none is given
+
+
 # --- neutral = vanilla ---
 
 

@@ -20,7 +20,7 @@ from capriccio.guidance import classifier_free
 from capriccio.methods import METHODS
 from capriccio.plan import make_plan
 from capriccio.sampling import Predictor, count_steps, denoise, paint
-from capriccio.scene import Edit, Lora, Scene
+from capriccio.scene import Lora, Scene
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 3, "max_sequence_length": 24}
 
@@ -97,31 +97,6 @@ def test_more_pictures_than_fit_together_are_painted_in_turns(backbone: FluxBack
 
 
 # --- engines ---
-
-
-@pytest.mark.parametrize("engine", ["controlnet", "fill", "hold"])
-def test_engines_paint_the_mask_alone(
-    backbone: FluxBackbone, picture: Image.Image, spot: Image.Image, engine: str
-) -> None:
-    scene = Scene("a cat", Edit(picture, mask=spot, options={"engine": engine}), **SMALL)
-    (result,) = painted(backbone, scene.but(width=None, height=None))
-    inside = np.asarray(spot) > 0
-    assert result.shape == (48, 64, 3)
-    assert np.array_equal(result[~inside], np.asarray(picture)[~inside])
-    assert not np.array_equal(result[inside], np.asarray(picture)[inside])
-
-
-@pytest.mark.parametrize("engine", ["controlnet", "fill", "hold"])
-def test_engines_heed_what_is_known(
-    backbone: FluxBackbone, picture: Image.Image, spot: Image.Image, engine: str
-) -> None:
-    other = Image.eval(picture, lambda value: 255 - value)
-    one, two = (
-        painted(backbone, Scene("a cat", Edit(known, mask=spot, options={"engine": engine}), **SMALL))[0]
-        for known in (picture, other)
-    )
-    inside = np.asarray(spot) > 0
-    assert not np.array_equal(one[inside], two[inside])
 
 
 def test_fill_is_diffusers_fill_where_nothing_is_drawn_by_chance() -> None:

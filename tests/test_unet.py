@@ -77,7 +77,7 @@ def test_schedulers_are_diffusers_to_the_last_bit(name: str) -> None:
 
 
 def test_names_of_schedulers_are_those_that_people_know() -> None:
-    own = tiny.stable_diffusion().scheduler
+    own = tiny.scheduler()
     karras = schedules.make("DPM++ 2M Karras", own)
     assert isinstance(karras, DPMSolverMultistepScheduler)
     assert karras.config.use_karras_sigmas
@@ -204,7 +204,7 @@ def test_flops_are_those_of_a_forward(backbone: UNetBackbone) -> None:
 @pytest.mark.parametrize("name", [*NAMES, "DDIM", None])
 def test_estimates_invert_what_noise_does(name: str | None, prediction: str) -> None:
     """From the truth at a step, the clean latents: for every scheduler and every kind of prediction."""
-    own = tiny.stable_diffusion().scheduler
+    own = tiny.scheduler()
     scheduler = schedules.make(name, own)
     scheduler.register_to_config(prediction_type=prediction)
     scheduler.set_timesteps(6)
