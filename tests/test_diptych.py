@@ -14,7 +14,6 @@ from PIL import Image
 from capriccio import CapriccioError, Edit, Scene, Studio, Style, Subject
 from capriccio.attention import literal
 from capriccio.backbones.flux import FluxBackbone
-from capriccio.methods import diptych
 from capriccio.plan import Plan, prepare
 
 SMALL: dict[str, Any] = {"width": 32, "height": 24, "num_inference_steps": 2, "max_sequence_length": 24}
@@ -109,38 +108,6 @@ def test_right_looks_more_at_left_and_nothing_else_changes(studio: Studio, mug: 
 
 
 # --- neutral, seeds, options ---
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_engines_run_and_a_weight_of_one_is_no_edit(studio: Studio, mug: Subject, engine: str) -> None:
-    one = scene(with_options(mug, engine=engine, attention_weight=1.0))
-    plan = studio.plan(one)
-    assert plan.engine == engine
-    assert plan.compiled.empty
-    neutral = np.asarray(studio.paint(one).images[0])
-    without = replace(plan, compiled=replace(plan.compiled, program=type(plan.compiled.program)(), reaches=()))
-    from capriccio.sampling import paint
-
-    assert np.array_equal(neutral, np.asarray(paint([without], studio.backbone)[0][0].image))
-    stronger = pixels(studio, with_options(mug, engine=engine))
-    assert stronger.shape == (24, 32, 3)
-    assert not np.array_equal(neutral, stronger)
-    assert np.array_equal(stronger, pixels(studio, with_options(mug, engine=engine)))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"attention_weight": 1.5},
-        {"engine": "fill"},
-        {"control_scale": 0.5},
-        {"pixel_offset": 0},
-        {"template": "two pictures of {subject}: {prompt}"},
-    ],
-)
-def test_every_option_has_an_effect(studio: Studio, mug: Subject, options: dict[str, Any]) -> None:
-    assert not np.array_equal(pixels(studio, mug), pixels(studio, with_options(mug, **options)))
-    assert set(options) <= set(diptych.METHOD.settings)
 
 
 @pytest.mark.parametrize("change", [{"fit": "stretch"}, {"description": "a red cup"}])

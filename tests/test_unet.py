@@ -1,4 +1,4 @@
-"""Stable Diffusion and SDXL wrapped: stock to the last bit, and everything that its users expect."""
+"""Stable Diffusion and SDXL wrapped: what their users expect; what holds for every family is examined elsewhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLInpaintPipeline,
     UniPCMultistepScheduler,
 )
 from PIL import Image
@@ -68,27 +64,6 @@ def stock(pipe: Any, seeds: Sequence[int] = (3,), prompt: str = "a red mug", **s
 # --- no edit = stock ---
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"guidance_scale": 3.0, "negative_prompt": "ugly"},
-        {"guidance_scale": 3.0, "negative_prompt": ""},
-        {"guidance_scale": 0.0},
-        {"width": 40, "height": 56, "num_inference_steps": 4},
-    ],
-)
-def test_painting_from_text_is_diffusers_to_the_last_bit(backbone: UNetBackbone, settings: dict[str, Any]) -> None:
-    (ours,) = painted(backbone, **settings)
-    assert np.array_equal(ours, stock(backbone.pipe, **settings)[0])
-    assert ours.std() > 1
-
-
-def test_several_seeds_are_diffusers_to_the_last_bit(backbone: UNetBackbone) -> None:
-    ours = painted(backbone, seed=0, seeds=(3, 8))
-    assert all(np.array_equal(one, other) for one, other in zip(ours, stock(backbone.pipe, (3, 8)), strict=True))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_schedulers_are_diffusers_to_the_last_bit(name: str) -> None:
     pipe = tiny.stable_diffusion()
@@ -102,7 +77,7 @@ def test_schedulers_are_diffusers_to_the_last_bit(name: str) -> None:
 
 
 def test_names_of_schedulers_are_those_that_people_know() -> None:
-    own = tiny.stable_diffusion().scheduler
+    own = tiny.scheduler()
     karras = schedules.make("DPM++ 2M Karras", own)
     assert isinstance(karras, DPMSolverMultistepScheduler)
     assert karras.config.use_karras_sigmas
@@ -152,79 +127,6 @@ def cells() -> Image.Image:
     return mask
 
 
-def by_the_mean(monkeypatch: pytest.MonkeyPatch, *kinds: type) -> None:
-    """Let diffusers' pipelines encode pictures as the mean of the posterior, where no chance enters."""
-    for kind in kinds:
-        home = __import__(kind.__module__, fromlist=["retrieve_latents"])
-        monkeypatch.setattr(home, "retrieve_latents", lambda output, *given, **named: output.latent_dist.mode())
-
-
-def inside_out(result: np.ndarray, picture: Image.Image, mask: Image.Image) -> np.ndarray:
-    """The pixels of a stock result where the mask is, those of the picture elsewhere."""
-    return np.where((np.asarray(mask) > 0)[..., None], result, np.asarray(picture))
-
-
-@pytest.mark.parametrize("strength", [1.0, 0.7])
-@pytest.mark.parametrize("engine", ["fill", "hold"])
-def test_inpainting_is_diffusers_to_the_last_bit(
-    backbone: UNetBackbone,
-    monkeypatch: pytest.MonkeyPatch,
-    picture: Image.Image,
-    cells: Image.Image,
-    engine: str,
-    strength: float,
-) -> None:
-    family = StableDiffusionXLInpaintPipeline if backbone.is_xl else StableDiffusionInpaintPipeline
-    by_the_mean(monkeypatch, family)
-    parts = backbone.pipe.components | {"unet": backbone.denoiser(engine)}
-    settings = {"add_watermarker": False} if backbone.is_xl else {"requires_safety_checker": False}
-    pipe = family(**parts, **settings)
-    pipe.set_progress_bar_config(disable=True)
-    given = {"num_inference_steps": 4, "guidance_scale": 3.0, "negative_prompt": "ugly"}
-    size = {"width": 64, "height": 48}
-    theirs = stock(pipe, (3, 8), image=picture, mask_image=cells, strength=strength, **given | size)
-    edit = Edit(picture, mask=cells, strength=strength, options={"engine": engine})
-    ours = painted(backbone, "a red mug", edit, seed=0, seeds=(3, 8), **given | size)
-    for one, other in zip(ours, theirs, strict=True):
-        assert np.array_equal(one, inside_out(other, picture, cells))
-        assert not np.array_equal(one, np.asarray(picture))
-
-
-@pytest.mark.parametrize("name", [None, "DPM++ 2M Karras"])
-def test_image_to_image_is_diffusers_to_the_last_bit(
-    backbone: UNetBackbone, monkeypatch: pytest.MonkeyPatch, picture: Image.Image, name: str | None
-) -> None:
-    family = StableDiffusionXLImg2ImgPipeline if backbone.is_xl else StableDiffusionImg2ImgPipeline
-    by_the_mean(monkeypatch, family)
-    settings = {"add_watermarker": False} if backbone.is_xl else {"requires_safety_checker": False}
-    scheduler = schedules.make(name, backbone.pipe.scheduler)
-    pipe = family(**backbone.pipe.components | {"scheduler": scheduler}, **settings)
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(3)
-    given = {"num_inference_steps": 5, "guidance_scale": 3.0}
-    theirs = pipe("a red mug", image=picture, strength=0.7, generator=generator, **given).images[0]
-    edit = Edit(picture, strength=0.7)
-    plan = plan_of(backbone, "a red mug", edit, **given | {"width": 64, "height": 48, "scheduler": name})
-    assert (plan.start, plan.num_steps, plan.cost.forwards) == (2, 3, 6)
-    assert "painting starts from the picture, noised, at strength 0.7" in str(plan)
-    (ours,) = painted(backbone, "a red mug", edit, **given | {"width": 64, "height": 48, "scheduler": name})
-    assert np.array_equal(ours, np.asarray(theirs))
-
-
-def test_image_to_image_on_flux_is_diffusers_to_the_last_bit(
-    monkeypatch: pytest.MonkeyPatch, picture: Image.Image
-) -> None:
-    by_the_mean(monkeypatch, diffusers.FluxImg2ImgPipeline)
-    pipe = tiny.flux()
-    changed = diffusers.FluxImg2ImgPipeline(**{k: v for k, v in pipe.components.items() if v is not None})
-    changed.set_progress_bar_config(disable=True)
-    given = {"num_inference_steps": 4, "max_sequence_length": 24, "width": 64, "height": 48, "guidance_scale": 2.0}
-    generator = torch.Generator().manual_seed(3)
-    theirs = changed("a red mug", image=picture, strength=0.6, generator=generator, **given).images[0]
-    (ours,) = painted(FluxBackbone(pipe), "a red mug", Edit(picture, strength=0.6), **given)
-    assert np.array_equal(ours, np.asarray(theirs))
-
-
 def test_a_model_that_only_fills_paints_text_on_an_empty_canvas(picture: Image.Image) -> None:
     backbone = UNetBackbone(tiny.stable_diffusion(inpaint=True))
     assert backbone.engines == ("fill",)
@@ -245,23 +147,7 @@ def test_edits_that_leave_nothing_are_refused(plain: UNetBackbone, picture: Imag
         plan_of(plain, "a {cat}", Subject(picture, name="cat"), Edit(picture, mask=cells, strength=0.5))
 
 
-# --- seeds, batches, LoRAs ---
-
-
-@pytest.mark.parametrize("engine", [None, "fill", "hold"])
-def test_a_batch_of_two_equals_two_singles(
-    backbone: UNetBackbone, picture: Image.Image, spot: Image.Image, engine: str | None
-) -> None:
-    def scene(prompt: str, seed: int) -> Scene:
-        edit = Edit(picture, mask=spot, options={"engine": engine})
-        return Scene(prompt, [] if engine is None else edit, seed=seed, scheduler="Euler a", **SMALL)
-
-    scenes = [scene("a red mug", 3), scene("a blue cat", 8)]
-    plans = [make_plan(one, backbone, METHODS) for one in scenes]
-    assert plans[0].batch_key == plans[1].batch_key
-    together = [np.asarray(group[0].canvas, int) for group in paint(plans, backbone)]
-    alone = [np.asarray(paint([plan], backbone)[0][0].canvas, int) for plan in plans]
-    assert max(np.abs(one - other).max() for one, other in zip(together, alone, strict=True)) <= 1
+# --- LoRAs ---
 
 
 def test_a_lora_works_and_leaves_no_trace(tmp_path: Any) -> None:
@@ -281,16 +167,6 @@ def test_a_lora_works_and_leaves_no_trace(tmp_path: Any) -> None:
     backbone.pipe.load_lora_weights(str(tmp_path), weight_name=path.name, adapter_name="x")
     backbone.pipe.set_adapters(["x"], [0.7])
     assert np.array_equal(with_lora, stock(backbone.pipe)[0])
-
-
-def test_the_pipeline_is_given_back_unchanged(backbone: UNetBackbone) -> None:
-    pipe = backbone.pipe
-    before = list(pipe.unet.attn_processors.values()), pipe.scheduler, dict(pipe.config)
-    painted(backbone, "a (red)1.5 mug")
-    after = list(pipe.unet.attn_processors.values()), pipe.scheduler, dict(pipe.config)
-    assert all(one is other for one, other in zip(before[0], after[0], strict=True))
-    assert after[1] is before[1]
-    assert after[2] == before[2]
 
 
 # --- plans ---
@@ -328,7 +204,7 @@ def test_flops_are_those_of_a_forward(backbone: UNetBackbone) -> None:
 @pytest.mark.parametrize("name", [*NAMES, "DDIM", None])
 def test_estimates_invert_what_noise_does(name: str | None, prediction: str) -> None:
     """From the truth at a step, the clean latents: for every scheduler and every kind of prediction."""
-    own = tiny.stable_diffusion().scheduler
+    own = tiny.scheduler()
     scheduler = schedules.make(name, own)
     scheduler.register_to_config(prediction_type=prediction)
     scheduler.set_timesteps(6)
@@ -400,18 +276,12 @@ def test_the_last_preview_is_the_picture(kind: str, name: str | None) -> None:
     assert difference.mean() < (3 if name in (None, "Euler") else 12)
 
 
-def test_a_method_written_for_flux_works_here(backbone: UNetBackbone, subject_picture: Image.Image) -> None:
-    """Diptych Prompting: right-panel queries see left-panel keys with more weight, in self-attention alone."""
-
-    def mug(weight: float) -> Subject:
-        return Subject(subject_picture, name="mug", options={"attention_weight": weight})
-
-    plan = plan_of(backbone, "a {mug} in the snow", mug(1.3))
+def test_a_method_written_for_flux_edits_self_attention_alone(
+    backbone: UNetBackbone, subject_picture: Image.Image
+) -> None:
+    plan = plan_of(backbone, "a {mug} in the snow", Subject(subject_picture, name="mug"))
     assert {plan.compiled.layers[k].kind for k in plan.compiled.edited} == {"self"}
     assert plan.settings.true_cfg_scale == backbone.defaults.true_cfg_scale
-    neutral, edited = (painted(backbone, "a {mug} in the snow", mug(weight))[0] for weight in (1.0, 3.0))
-    assert neutral.shape == (32, 48, 3)
-    assert not np.array_equal(neutral, edited)
 
 
 # --- weighted words ---
@@ -429,19 +299,11 @@ def test_weighted_words_are_an_edit_of_attention(plain: UNetBackbone, role: str)
     assert np.flatnonzero(plan.layout.groups[edit.keys]).tolist() == list(range(1 + 4, 1 + 4 + 6))
 
 
-def test_weighted_words_do_what_the_edit_does(plain: UNetBackbone) -> None:
-    plan = plan_of(plain, "a (red)2 mug", guidance_scale=1)
-    (edit,) = plan.compiled.program
+def test_weighted_words_are_one_edit_on_both_families(plain: UNetBackbone) -> None:
+    (edit,) = plan_of(plain, "a (red)2 mug", guidance_scale=1).compiled.program
     assert edit == Weigh("image", edit.keys, 2.0, Scope(rows=("positive",)))
-    assert np.array_equal(painted(plain, "a (red)1.0 mug")[0], painted(plain, "a red mug")[0])
-    assert not np.array_equal(painted(plain, "a (red)2 mug")[0], painted(plain, "a red mug")[0])
     flux = FluxBackbone(tiny.flux())
     assert "weigh image -> text:positive/1 (red) by 2" in str(plan_of(flux, "a (red)2 mug", max_sequence_length=24))
-    same = [
-        painted(flux, prompt, max_sequence_length=24)[0] for prompt in ("a (red)1 mug", "a red mug", "a (red)3 mug")
-    ]
-    assert np.array_equal(same[0], same[1])
-    assert not np.array_equal(same[0], same[2])
 
 
 def test_scoped_edits_reach_one_branch_of_a_shared_forward(plain: UNetBackbone) -> None:

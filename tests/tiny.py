@@ -216,11 +216,15 @@ def unet(kind: str = "sd15", in_channels: int = LATENTS, **settings: Any) -> UNe
     ).eval()
 
 
+def scheduler(prediction: str = "epsilon") -> DDIMScheduler:
+    """The noise of Stable Diffusion."""
+    return DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction)
+
+
 def stable_diffusion(kind: str = "sd15", inpaint: bool = False, seed: int = 0) -> Any:
     """A pipeline in the layout of SD 1.5, SD 2 (v prediction) or SDXL, or of their inpainting models."""
     torch.manual_seed(seed)
     tokenizer = clip_tokenizer()
-    prediction = "v_prediction" if kind == "sd2" else "epsilon"
     parts: dict[str, Any] = {
         "vae": vae(shift_factor=None, scaling_factor=0.18215, use_quant_conv=True, use_post_quant_conv=True),
         "unet": unet(kind, 2 * LATENTS + 1 if inpaint else LATENTS),
@@ -236,10 +240,10 @@ def stable_diffusion(kind: str = "sd15", inpaint: bool = False, seed: int = 0) -
         family = StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLPipeline
         pipe = family(**parts, add_watermarker=False)
     else:
-        scheduler = DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, prediction_type=prediction)
+        noise = scheduler("v_prediction" if kind == "sd2" else "epsilon")
         family = StableDiffusionInpaintPipeline if inpaint else StableDiffusionPipeline
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipe = family(**parts, **none, scheduler=scheduler)
+        pipe = family(**parts, **none, scheduler=noise)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

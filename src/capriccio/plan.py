@@ -119,25 +119,32 @@ class Draft:
         """Add sentences."""
         return replace(self, notes=self.notes + notes)
 
-    def inpaint(self, engine: str | None) -> Draft:
+    def inpaint(self, engine: str | None, control_scale: float | None = None) -> Draft:
         """Choose how the known part is kept.
 
         Args:
             engine: Its name, or ``None`` for the best at hand.
+            control_scale: Strength of the inpainting ControlNet; 0.95, as its authors recommend, if ``None``.
 
         Raises:
-            CapriccioError: If the backbone does not have it.
+            CapriccioError: If the backbone does not have the engine, or the engine no such strength.
         """
         at_hand = self.backbone.engines
-        if engine is None:
-            return replace(self, engine=at_hand[0])
+        engine = at_hand[0] if engine is None else engine
         if engine not in at_hand:
             raise CapriccioError(
                 f"engine {engine!r} is not at hand on {self.backbone.name!r}, which has {', '.join(at_hand)}; open it "
                 "with inpainting= a folder of an inpainting model (a ControlNet in the alimama layout, FLUX Fill, a "
                 "Stable Diffusion or SDXL inpainting model)."
             )
-        return replace(self, engine=engine)
+        if engine != "controlnet":
+            if control_scale is not None:
+                raise CapriccioError(f"control_scale has no effect with the engine {engine!r}; leave it out.")
+            return replace(self, engine=engine)
+        scale = 0.95 if control_scale is None else control_scale
+        if scale < 0:
+            raise CapriccioError(f"control_scale received {scale:g}; give 0 (off) to 1.")
+        return replace(self, engine=engine, control_scale=scale)
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.attention_weight < 0:
             raise CapriccioError(f"attention_weight received {self.attention_weight:g}; give 1 (off) to about 1.5.")
-        if self.control_scale is not None and self.control_scale < 0:
-            raise CapriccioError(f"control_scale received {self.control_scale:g}; give 0 (off) to 1.")
         if self.pixel_offset is not None and self.pixel_offset < 0:
             raise CapriccioError(f"pixel_offset received {self.pixel_offset}; give 0 or more pixels.")
         if self.template is not None and "prompt" not in text.slots(self.template):
@@ -94,7 +92,7 @@ def plan(draft: Draft, conditions: Sequence[Subject | Style | Edit], options: Op
     """Add the whole method to a draft: numbers, canvas, preparations, prompt, attention, finish."""
     edit = next((condition for condition in conditions if isinstance(condition, Edit)), None)
     (reference,) = (condition for condition in conditions if not isinstance(condition, Edit))
-    draft = _numbers(draft.inpaint(options.engine), options)
+    draft = _numbers(draft.inpaint(options.engine, options.control_scale))
     canvas = _panels(draft, options) if edit is None else _panels_for(draft, options, open_picture(edit.image).size)
     draft = _reference(draft, canvas.panel("left"), reference)
     draft = _target(draft, canvas, reference) if edit is None else _target_picture(draft, canvas, reference, edit)
@@ -104,12 +102,8 @@ def plan(draft: Draft, conditions: Sequence[Subject | Style | Edit], options: Op
     return draft.say(*filter(None, [draft.backbone.defaults.caution]))
 
 
-def _numbers(draft: Draft, options: Options) -> Draft:
+def _numbers(draft: Draft) -> Draft:
     """Take the paper's numbers, or those that FLUX Fill was trained for."""
-    if options.control_scale is not None and draft.engine != "controlnet":
-        raise CapriccioError(f"control_scale has no effect with the engine {draft.engine!r}; leave it out.")
-    scale = 0.95 if options.control_scale is None else options.control_scale
-    draft = replace(draft, control_scale=scale if draft.engine == "controlnet" else 1.0)
     guidance = (30.0, 1.0) if draft.engine == "fill" else (3.5, 3.5)
     side = min(PANEL, draft.backbone.defaults.width)
     if not draft.backbone.defaults.plain_guidance:  # the paper's numbers are FLUX's

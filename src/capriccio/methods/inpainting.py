@@ -34,11 +34,11 @@ class Options:
 
     Attributes:
         engine: How the known part is kept; the best at hand if ``None``.
-        control_scale: Strength of the inpainting ControlNet, 0.95 as its authors recommend.
+        control_scale: Strength of the inpainting ControlNet; 0.95, as its authors recommend, if ``None``.
     """
 
     engine: Literal["controlnet", "fill", "hold"] | None = None
-    control_scale: float = 0.95
+    control_scale: float | None = None
 
 
 def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
@@ -47,13 +47,12 @@ def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
     picture = opaque(open_picture(edit.image))
     whole = edit.mask is None
     mask = Image.new("L", picture.size, 255) if edit.mask is None else open_mask(edit.mask, picture.size, _MASK)
-    if whole and options.engine is not None:
-        raise CapriccioError(
-            f"engine={options.engine!r} keeps what is outside a mask, and there is none; leave it out."
-        )
+    for name, value in (("engine", options.engine), ("control_scale", options.control_scale)):
+        if whole and value is not None:
+            raise CapriccioError(f"{name}={value!r} is for what is outside a mask, and there is none; leave it out.")
     # Without a mask there is nothing to keep, unless the model cannot paint without.
     keeps = not whole or not draft.backbone.can_start_from_text
-    draft = _sized(draft.inpaint(options.engine) if keeps else draft, picture.size)
+    draft = _sized(draft.inpaint(options.engine, options.control_scale) if keeps else draft, picture.size)
     size = draft.settings.width, draft.settings.height
     fitted, sentence = fit(picture, *size, edit.fit)
     paint = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
@@ -66,7 +65,6 @@ def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
             Preparation(PAINT, "mask", f"the mask of the edit, {paint.mean():.0%} of the canvas", lambda: paint),
         ).say(*filter(None, [draft.backbone.defaults.caution])),
         canvas=Canvas(*size, draft.backbone.token),
-        control_scale=options.control_scale if draft.engine == "controlnet" else 1.0,
         strength=edit.strength,
         groups={"image:edit": paint, "image:known": ~paint},
         finish=(Finish("put it into the picture given", lambda found, _: paste_back(found, picture, mask, box)),),

@@ -1,0 +1,433 @@
+"""The examination: what every way of painting must hold on every backbone that claims it, on tiny random weights.
+
+`CLAIMS` says which engines each backbone has; `CASES` follows from it. What is not claimed is not skipped: asking for
+it is examined too, and gets a sentence. A new method, option or pair without a row in the tables below fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from capriccio.attention import AttentionProgram, compile_program
+from capriccio.backbones import schedules
+from capriccio.backbones.flux import FluxBackbone
+from capriccio.backbones.unet import UNetBackbone
+from capriccio.errors import CapriccioError
+from capriccio.methods import METHODS
+from capriccio.plan import Plan, make_plan
+from capriccio.sampling import paint
+from capriccio.scene import Condition, Edit, Scene, Subject
+
+ENGINES = ("controlnet", "fill", "hold")
+CLAIMS = {
+    "flux": ("controlnet", "fill", "hold"),
+    "flux-fill": ("fill",),
+    "sd15": ("fill", "hold"),
+    "sd15-inpaint": ("fill",),
+    "sd2": ("fill", "hold"),
+    "sdxl": ("fill", "hold"),
+}
+"""The engines of each backbone, the best first. Text and image to image need none."""
+SMALL: dict[str, Any] = {"width": 32, "height": 24, "num_inference_steps": 2}
+NEUTRAL: dict[str, dict[str, Any]] = {"diptych": {"attention_weight": 1.0}}
+"""The setting at which a method changes nothing; those without have nothing but the canvas."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "diptych": {
+        "attention_weight": 3.0,
+        "engine": "hold",
+        "control_scale": 0.5,
+        "pixel_offset": 0,
+        "template": "two pictures of {subject}: {prompt}",
+    },
+    "inpainting": {"engine": "hold", "control_scale": 0.5},
+}
+"""A value of each option that is not its default."""
+PAIRS = {("diptych", "inpainting"): "each lays out the whole canvas"}
+"""For each two methods, the words that refuse them together; nothing where they run."""
+
+
+@cache
+def backbone_of(family: str) -> Any:
+    if family == "flux":
+        pipe = tiny.flux()
+        return FluxBackbone(pipe, controlnet=tiny.controlnet(pipe.transformer), fill=tiny.fill().transformer)
+    if family == "flux-fill":
+        return FluxBackbone(tiny.fill())
+    kind, _, inpaint = family.partition("-")
+    fill = tiny.stable_diffusion(kind, inpaint=True, seed=1).unet if "fill" in CLAIMS[family] and not inpaint else None
+    return UNetBackbone(tiny.stable_diffusion(kind, inpaint=bool(inpaint)), fill=fill)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of painting on a backbone."""
+
+    family: str
+    way: str
+    engine: str | None = None
+
+    @property
+    def backbone(self) -> Any:
+        return backbone_of(self.family)
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.family, self.way, self.engine)))
+
+
+CASES = [
+    *(Case(family, way) for family in CLAIMS for way in ("text", "image")),
+    *(Case(family, way, engine) for family in CLAIMS for way in METHODS for engine in CLAIMS[family]),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_family = pytest.mark.parametrize("family", CLAIMS)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 32 x 24 pictures: ``picture.png``, a ``mask.png`` of whole latent cells, a ``subject.png`` alone.
+
+    In its folder ``other`` are the same in other colours.
+    """
+    folder = tmp_path_factory.mktemp("examination")
+    rows, columns = np.mgrid[:24, :32]
+    picture = np.stack([rows * 10, columns * 8, rows + columns], -1).astype(np.uint8)
+    inside = ((rows - 12) ** 2 + (columns - 16) ** 2 < 81).astype(np.uint8) * 255
+    mask = np.zeros((24, 32), np.uint8)
+    mask[4:20, 8:20] = 255
+    for place, colours in ((folder, picture), (folder / "other", 255 - picture)):
+        place.mkdir(exist_ok=True)
+        for name, shown in (("picture", colours), ("mask", mask), ("subject", np.dstack([colours[::-1], inside]))):
+            Image.fromarray(shown).save(place / f"{name}.png")
+    return folder
+
+
+def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
+    picture = files / "picture.png"
+    return {
+        "text": list,
+        "image": lambda: [Edit(picture, strength=0.6, options=options)],
+        "inpainting": lambda: [Edit(picture, mask=files / "mask.png", options=options)],
+        "diptych": lambda: [Subject(files / "subject.png", name="mug", options=options)],
+    }[way]()
+
+
+def scene_of(case: Case, files: Path, prompt: str = "a red mug", seed: int = 3, **options: Any) -> Scene:
+    given = {} if case.engine is None else {"engine": case.engine}
+    # The scheduler of U-Nets draws noise between the steps, so that seeds and batches are examined there too.
+    room = {"max_sequence_length": 24} if isinstance(case.backbone, FluxBackbone) else {"scheduler": "Euler a"}
+    own = {"image": {"num_inference_steps": 4}, "diptych": {"width": 16, "height": 16}}.get(case.way, {})
+    return Scene(prompt, conditions(case.way, files, **given | options), seed=seed, **SMALL | room | own)
+
+
+def plan_of(backbone: Any, scene: Scene) -> Plan:
+    return make_plan(scene, backbone, METHODS)
+
+
+@dataclass(frozen=True)
+class Painted:
+    image: np.ndarray
+    latents: Tensor
+
+
+def painted(backbone: Any, *plans: Plan) -> list[Painted]:
+    """What plans that share forwards become: pixels, and latents (1, ...) before they are decoded."""
+    found: list[Tensor] = []
+    decode, backbone.decode = backbone.decode, lambda latents, *grid: found.append(latents) or decode(latents, *grid)
+    try:
+        images = [np.asarray(one.image) for group in paint(plans, backbone) for one in group]
+    finally:
+        del backbone.decode
+    return [Painted(image, latents[None]) for image, latents in zip(images, torch.cat(found), strict=True)]
+
+
+@pytest.fixture(scope="session")
+def one(files: Path) -> Callable[[Case], Painted]:
+    """What each case paints, painted once."""
+    return cache(lambda case: painted(case.backbone, plan_of(case.backbone, scene_of(case, files)))[0])
+
+
+def pixels(backbone: Any, scene: Scene) -> np.ndarray:
+    return painted(backbone, plan_of(backbone, scene))[0].image
+
+
+# --- what is claimed, and what is not ---
+
+
+def test_the_tables_are_whole() -> None:
+    """A new method, option or pair needs a row."""
+    assert {name: set(method.settings) for name, method in METHODS.items()} == {
+        name: set(options) for name, options in OPTIONS.items()
+    }
+    assert set(PAIRS) == set(combinations(METHODS, 2))
+    assert {name for name, method in METHODS.items() if method.neutral} == set(NEUTRAL)
+    for name, settings in NEUTRAL.items():
+        assert METHODS[name].neutral == ", ".join(f"{key}={value:g}" for key, value in settings.items())
+
+
+@every_family
+@pytest.mark.parametrize("way", METHODS)
+def test_engines_are_those_claimed_and_no_others(family: str, way: str, files: Path) -> None:
+    backbone = backbone_of(family)
+    assert backbone.engines == CLAIMS[family]
+    for engine in ENGINES:
+        scene = scene_of(Case(family, way, engine), files)
+        if engine in CLAIMS[family]:
+            assert plan_of(backbone, scene).engine == engine
+        else:
+            with pytest.raises(CapriccioError, match=f"engine '{engine}' is not at hand .* open it with inpainting="):
+                plan_of(backbone, scene)
+
+
+# --- seeds, files, traces, gradients, batches ---
+
+
+def traces(backbone: Any) -> tuple[Any, ...]:
+    """Everything of a pipeline that a painting must give back: objects by identity, weights by their hash."""
+    parts = [part for part in backbone.pipe.components.values() if isinstance(part, nn.Module)]
+    learning = [(parameter.requires_grad, parameter.grad) for part in parts for parameter in part.parameters()]
+    denoisers = [backbone.denoiser(engine) for engine in backbone.engines]
+    processors = [id(processor) for denoiser in denoisers for processor in denoiser.attn_processors.values()]
+    return processors, id(backbone.pipe.scheduler), dict(backbone.pipe.config), backbone.fingerprint(), learning
+
+
+@every_case
+def test_a_saved_scene_is_the_same_picture_and_leaves_no_trace(
+    case: Case, one: Callable[[Case], Painted], files: Path, tmp_path: Path
+) -> None:
+    first, chance, before = one(case), torch.get_rng_state(), traces(case.backbone)
+    yaml, json = (Scene.load(scene_of(case, files).save(tmp_path / f"scene.{kind}")) for kind in ("yaml", "json"))
+    assert yaml == json
+    (again,) = painted(case.backbone, plan_of(case.backbone, yaml))
+    assert np.array_equal(again.image, first.image)
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert traces(case.backbone) == before
+    assert not again.latents.requires_grad  # nothing here learns
+
+
+@every_case
+def test_a_batch_of_two_equals_two_singles(case: Case, one: Callable[[Case], Painted], files: Path) -> None:
+    scenes = scene_of(case, files), scene_of(case, files / "other", "a cat", 8)
+    plans = [plan_of(case.backbone, scene) for scene in scenes]
+    assert plans[0].batch_key == plans[1].batch_key
+    singles = torch.cat([one(case).latents, painted(case.backbone, plans[1])[0].latents])
+    both = torch.cat([found.latents for found in painted(case.backbone, *plans)])
+    assert (both - singles).abs().max() < 1e-4 * singles.abs().max()
+    assert not torch.allclose(singles[0], singles[1], atol=1e-2)
+
+
+# --- the known part ---
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.way == "inpainting"], ids=str)
+def test_the_mask_alone_is_painted_and_the_rest_is_heeded(
+    case: Case, one: Callable[[Case], Painted], files: Path
+) -> None:
+    picture, inside = np.asarray(Image.open(files / "picture.png")), np.asarray(Image.open(files / "mask.png")) > 0
+    image = one(case).image
+    assert np.array_equal(image[~inside], picture[~inside])
+    assert not np.array_equal(image[inside], picture[inside])
+    assert not np.array_equal(image[inside], pixels(case.backbone, scene_of(case, files / "other"))[inside])
+    canvas = plan_of(case.backbone, scene_of(case, files).but(width=None, height=None)).canvas
+    assert canvas.width / canvas.height == pytest.approx(32 / 24, rel=0.1)  # the picture's shape, where none is given
+
+
+# --- neutral = vanilla ---
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.way in NEUTRAL], ids=str)
+def test_the_neutral_setting_is_the_canvas_without_the_edit(
+    case: Case, one: Callable[[Case], Painted], files: Path
+) -> None:
+    neutral = plan_of(case.backbone, scene_of(case, files, **NEUTRAL[case.way]))
+    edited = plan_of(case.backbone, scene_of(case, files))
+    nothing = compile_program(
+        AttentionProgram(), edited.layout, layers=edited.compiled.layers, num_steps=edited.num_steps
+    )
+    (plain,), (vanilla,) = (painted(case.backbone, plan) for plan in (neutral, replace(edited, compiled=nothing)))
+    assert torch.equal(plain.latents, vanilla.latents)
+    assert not torch.equal(plain.latents, one(case).latents)
+
+
+# --- options, mistakes, pairs ---
+
+
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+@pytest.mark.parametrize(("way", "option"), [(way, option) for way, options in OPTIONS.items() for option in options])
+def test_an_option_has_an_effect_or_is_refused(
+    family: str, way: str, option: str, one: Callable[[Case], Painted], files: Path
+) -> None:
+    backbone = backbone_of(family)
+    scene = scene_of(Case(family, way), files, **{option: OPTIONS[way][option]})
+    if option == "control_scale" and "controlnet" not in CLAIMS[family]:
+        with pytest.raises(CapriccioError, match="control_scale has no effect with the engine"):
+            plan_of(backbone, scene)
+    else:
+        assert not torch.equal(painted(backbone, plan_of(backbone, scene))[0].latents, one(Case(family, way)).latents)
+
+
+@pytest.mark.parametrize("way", METHODS)
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"strenght": 1}, "no option 'strenght'"),
+        ({"engine": "paint"}, "received 'paint'; valid names are"),
+        ({"control_scale": -1}, "control_scale received -1; give 0"),
+        ({"control_scale": "much"}, "expects a number; give one"),
+        ({"engine": "hold", "control_scale": 0.5}, "no effect with the engine 'hold'; leave it out"),
+    ],
+)
+def test_a_mistake_is_a_sentence_with_the_remedy(way: str, options: dict[str, Any], says: str, files: Path) -> None:
+    with pytest.raises(CapriccioError, match=says):
+        plan_of(backbone_of("flux"), scene_of(Case("flux", way), files, **options))
+
+
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_two_methods_run_together_or_say_why_not(family: str, pair: tuple[str, str], files: Path) -> None:
+    both = [type(condition)(**dict(condition) | {"by": way}) for way in pair for condition in conditions(way, files)]
+    scene = scene_of(Case(family, "text"), files).having(*both)
+    if PAIRS[pair]:
+        with pytest.raises(CapriccioError, match=PAIRS[pair]):
+            plan_of(backbone_of(family), scene)
+    else:
+        assert np.isfinite(pixels(backbone_of(family), scene)).all()
+
+
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+@pytest.mark.parametrize("way", ["text", "image", *METHODS])
+def test_weighted_words_go_with_everything(family: str, way: str, files: Path) -> None:
+    """A weight of 1 is neutral; the paper's template of the diptych is longer than the encoders of these tests read."""
+    short = {"template": "{prompt}"} if way == "diptych" else {}
+    scenes = [scene_of(Case(family, way), files, f"a {red} mug", **short) for red in ("red", "(red)1.0", "(red)3")]
+    plain, neutral, heavy = (painted(backbone_of(family), plan_of(backbone_of(family), scene))[0] for scene in scenes)
+    assert np.array_equal(neutral.image, plain.image)
+    assert not torch.equal(heavy.latents, plain.latents)
+
+
+# --- no edit = stock ---
+
+FLUX_SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"guidance_scale": 2.0},
+    {"negative_prompt": "ugly", "true_cfg_scale": 3.0},
+    {"negative_prompt": "ugly", "true_cfg_scale": 1.0},
+    {"width": 32, "height": 64, "num_inference_steps": 5},
+]
+UNET_SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"guidance_scale": 3.0, "negative_prompt": "ugly"},
+    {"guidance_scale": 3.0, "negative_prompt": ""},
+    {"guidance_scale": 0.0},
+    {"width": 40, "height": 56, "num_inference_steps": 4},
+]
+STOCK = [("flux", settings) for settings in FLUX_SETTINGS] + [
+    (family, settings) for family in ("sd15", "sd2", "sdxl") for settings in UNET_SETTINGS
+]
+IMAGE_PIPELINES = {
+    "flux": "FluxImg2Img",
+    "sd15": "StableDiffusionImg2Img",
+    "sd2": "StableDiffusionImg2Img",
+    "sdxl": "StableDiffusionXLImg2Img",
+}
+INPAINTING_PIPELINES = {
+    ("flux", "fill"): "FluxFill",
+    ("sd15", "fill"): "StableDiffusionInpaint",
+    ("sd15", "hold"): "StableDiffusionInpaint",
+    ("sd2", "fill"): "StableDiffusionInpaint",
+    ("sd2", "hold"): "StableDiffusionInpaint",
+    ("sdxl", "fill"): "StableDiffusionXLInpaint",
+    ("sdxl", "hold"): "StableDiffusionXLInpaint",
+}
+"""Whose result is ours. For FLUX, diffusers has no pipeline of the alimama ControlNet, and holds another path."""
+
+
+def stock(pipe: Any, seeds: Sequence[int], **settings: Any) -> list[np.ndarray]:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images = pipe("a red mug", generator=generators, num_images_per_prompt=len(seeds), **settings).images
+    return [np.asarray(image) for image in images]
+
+
+def stock_pipeline(monkeypatch: pytest.MonkeyPatch, backbone: Any, name: str, **parts: Any) -> Any:
+    """A pipeline of diffusers with our parts that encodes pictures as the mean of the posterior, without chance."""
+    kind = getattr(diffusers, f"{name}Pipeline")
+    home = __import__(kind.__module__, fromlist=["retrieve_latents"])
+    monkeypatch.setattr(home, "retrieve_latents", lambda output, *given, **named: output.latent_dist.mode())
+    found = {key: part for key, part in backbone.pipe.components.items() if part is not None} | parts
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    extra = {"add_watermarker": False} if "XL" in name else none if "Stable" in name else {}
+    pipe = kind(**found | extra)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize(("family", "settings"), STOCK)
+def test_painting_from_text_is_diffusers_to_the_last_bit(family: str, settings: dict[str, Any]) -> None:
+    backbone, seeds = backbone_of(family), (3, 8)
+    room = {"max_sequence_length": 24} if family == "flux" else {}
+    given = SMALL | room | settings
+    plan = plan_of(backbone, Scene("a red mug", seeds=seeds, **given))
+    first, second = found = painted(backbone, plan)
+    for ours, theirs in zip(found, stock(backbone.pipe, seeds, **given), strict=True):
+        assert np.array_equal(ours.image, theirs)
+        assert ours.image.std() > 1
+    assert not np.array_equal(first.image, second.image)
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    # diffusers' FLUX pipelines give sigmas, which other schedulers do not take.
+    [
+        *((family, None) for family in IMAGE_PIPELINES),
+        *((family, "DPM++ 2M Karras") for family in ("sd15", "sd2", "sdxl")),
+    ],
+)
+def test_image_to_image_is_diffusers_to_the_last_bit(
+    monkeypatch: pytest.MonkeyPatch, family: str, scheduler: str | None, files: Path
+) -> None:
+    backbone = backbone_of(family)
+    own = {} if scheduler is None else {"scheduler": schedules.make(scheduler, backbone.pipe.scheduler)}
+    pipe = stock_pipeline(monkeypatch, backbone, IMAGE_PIPELINES[family], **own)
+    given = {"num_inference_steps": 5, "guidance_scale": 3.0}
+    room = {"max_sequence_length": 24, "width": 32, "height": 24} if family == "flux" else {}
+    picture = Image.open(files / "picture.png")
+    (theirs,) = stock(pipe, (3,), image=picture, strength=0.7, **given | room)
+    scene = scene_of(Case(family, "text"), files).but(**given, scheduler=scheduler)
+    plan = plan_of(backbone, scene.having(Edit(picture, strength=0.7)))
+    assert (plan.start, plan.num_steps) == ((1, 4) if family == "flux" else (2, 3))  # 3.5 steps: each rounds its way
+    assert "painting starts from the picture, noised, at strength 0.7" in str(plan)
+    assert np.array_equal(painted(backbone, plan)[0].image, theirs)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+@pytest.mark.parametrize(("family", "engine"), INPAINTING_PIPELINES)
+def test_inpainting_is_diffusers_to_the_last_bit(
+    monkeypatch: pytest.MonkeyPatch, family: str, engine: str, strength: float, files: Path
+) -> None:
+    backbone, seeds = backbone_of(family), (3, 8)
+    part = "transformer" if family == "flux" else "unet"
+    pipe = stock_pipeline(
+        monkeypatch, backbone, INPAINTING_PIPELINES[family, engine], **{part: backbone.denoiser(engine)}
+    )
+    picture, mask = Image.open(files / "picture.png"), Image.open(files / "mask.png")
+    given = {"width": 32, "height": 24, "num_inference_steps": 4, "guidance_scale": 3.0}
+    given |= {"max_sequence_length": 24} if family == "flux" else {"negative_prompt": "ugly"}
+    theirs = stock(pipe, seeds, image=picture, mask_image=mask, strength=strength, **given)
+    edit = Edit(picture, mask=mask, strength=strength, options={"engine": engine})
+    plan = plan_of(backbone, Scene("a red mug", edit, seeds=seeds, **given))
+    inside = (np.asarray(mask) > 0)[..., None]
+    for ours, image in zip(painted(backbone, plan), theirs, strict=True):
+        assert np.array_equal(ours.image, np.where(inside, image, np.asarray(picture)))
+        assert not np.array_equal(ours.image, np.asarray(picture))
