@@ -7,7 +7,7 @@ and every image patch must say which parts and colours it shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.casting import sample_people
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
-from capriccio.world.graph import COLOURS, Garment, Identity, Panels, sample_scene
+from capriccio.world.graph import COLOURS, Garment, Identity, Panels, SceneGraph, sample_scene
 from capriccio.world.people import GARMENTS, HAIR_COLOURS, HAIRS, PEOPLE, Sitter, top_of
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 from capriccio.world.views import View
@@ -262,9 +262,9 @@ class ClipTask(Visitor):
 
 def distinct(rng: np.random.Generator, count: int, content: str) -> tuple[list[Picture], list[str]]:
     """Held-out shaded pictures of one subject with different full captions."""
-    sample = {"objects": sample_scene, "people": sample_people}[content]
+    samplers: dict[str, Callable[..., SceneGraph]] = {"objects": sample_scene, "people": sample_people}
     found: dict[str, Picture] = {}
     while len(found) < count:
-        picture = sample(rng, split="test", style="shaded")
+        picture = samplers[content](rng, split="test", style="shaded")
         found[describe(picture, rng, "full")] = picture
     return list(found.values()), list(found)
