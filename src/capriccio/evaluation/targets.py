@@ -47,18 +47,25 @@ def people_scenes(count: int, seed: int = 0) -> list[SceneGraph]:
 
 
 def vae(count: int = 256) -> list[Row]:
-    """Reconstruction of held-out scenes of one to four subjects."""
-    pixels = draw([graph for subjects in (1, 2, 3, 4) for graph in scenes(count // 4, subjects)]).pixels
-    return [Row("vae_psnr", float(psnr(reconstruct(load_vae(), pixels), pixels).mean()), 30.0, 36.0)]
+    """Reconstruction of held-out scenes of one to four objects, and of one person."""
+    objects = [graph for subjects in (1, 2, 3, 4) for graph in scenes(count // 4, subjects)]
+    model, pixels = load_vae(), {"": draw(objects).pixels, "_people": draw(people_scenes(count // 2)).pixels}
+    return [
+        Row(f"vae_psnr{of}", float(psnr(reconstruct(model, shown), shown).mean()), 30.0, 36.0)
+        for of, shown in pixels.items()
+    ]
 
 
 def clip(batches: int = 8) -> list[Row]:
-    """Pictures that find their own caption among 64 distinct ones."""
-    towers, found = load_clip(), []
-    for number in range(batches):
-        graphs, texts = _distinct(scenes(128, seed=number), 64)
-        found.append(retrieval(towers.embed_images(draw(graphs).pixels), towers.embed_texts(texts)))
-    return [Row("clip_retrieval", _rate(torch.cat(found)), 0.90, 0.99)]
+    """Pictures that find their own caption among 64 distinct ones: scenes of one object, and of one person."""
+    towers, rows = load_clip(), []
+    for of, sample in (("", scenes), ("_people", people_scenes)):
+        found = []
+        for number in range(batches):
+            graphs, texts = _distinct(sample(128, seed=number), 64)
+            found.append(retrieval(towers.embed_images(draw(graphs).pixels), towers.embed_texts(texts)))
+        rows.append(Row(f"clip_retrieval{of}", _rate(torch.cat(found)), 0.90, 0.99))
+    return rows
 
 
 def reader(count: int = 512) -> list[Row]:
