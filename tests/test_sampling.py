@@ -177,6 +177,12 @@ def test_held_latents_end_as_they_are_known() -> None:
     assert seen == [3.0, middle.item()]
 
 
+def test_held_latents_lie_in_memory_as_diffusers_has_them() -> None:
+    rows = torch.ones(1, 4, 3, 2)
+    known = rows.to(memory_format=torch.channels_last)
+    assert hold(rows, known, known, rows, torch.tensor(0.5)).is_contiguous()
+
+
 def test_the_predictor_works_without_the_loop(backbone: FluxBackbone) -> None:
     texts = {"positive": backbone.encode_text("a mug", 24), "negative": backbone.encode_text("", 24)}
     layout = TokenLayout(24 + 24, {})

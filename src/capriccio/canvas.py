@@ -206,4 +206,5 @@ def hold(
         signal: The factor a of the picture; that of a flow, 1 - s, by default.
     """
     path = (1 - sigma if signal is None else signal) * known + sigma * noise
-    return torch.where(keep > 0.5, path.to(latents.dtype), latents)
+    # A VAE gives channels last, diffusers decodes channels first, and the last bits depend on it.
+    return torch.where(keep > 0.5, path.to(latents.dtype), latents).contiguous()
