@@ -14,7 +14,7 @@ _HOMES = {
         (
             "ACCESSORIES", "BACKDROPS", "COLOURS", "KINDS", "PATTERNS", "SIZES", "STUDIO", "STYLES",
             "Backdrop", "Garment", "Identity", "Panels", "SceneGraph", "Thing",
-            "from_dict", "sample_identity", "sample_panels", "sample_scene", "size_word", "split_of", "to_dict",
+            "sample_identity", "sample_panels", "sample_scene", "size_word", "split_of",
         ),
         "graph",
     ),
@@ -32,6 +32,7 @@ _HOMES = {
     **dict.fromkeys(("View", "draw_views", "sample_view", "sample_views", "view_caption"), "views"),
     **dict.fromkeys(("SOLIDS", "sample_solid"), "solids"),
     **dict.fromkeys(("Edit", "draw_edits", "sample_edit"), "edits"),
+    **dict.fromkeys(("depict", "describe", "from_dict", "sample_picture", "sample_sheet", "to_dict"), "whole"),
     **dict.fromkeys(("Interleaved", "draw_interleaved", "sample_interleaved"), "interleaved"),
 }  # fmt: skip
 
