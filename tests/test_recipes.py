@@ -202,13 +202,6 @@ def test_clip_goes_on_from_a_folder(tmp_path: Path) -> None:
     assert not torch.equal(first.cells.weight, again.cells.weight)
 
 
-def test_hard_times_of_stable_diffusion_come_more_often() -> None:
-    shares = sd.time_shares(sd.new_scheduler().alphas_cumprod)
-    assert shares[0] == pytest.approx(1.0, abs=0.01)
-    assert float(shares.max()) == 5.0
-    assert bool((shares.diff() >= 0).all())
-
-
 @pytest.mark.usefixtures("small")
 def test_flux_learns_and_saves(tmp_path: Path, base: Path) -> None:
     task = prepared(flux.FluxTask(tmp_path, start=base))

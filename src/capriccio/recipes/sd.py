@@ -93,19 +93,6 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def time_shares(alphas: Tensor, most: float = 5.0) -> Tensor:
-    """How often each time is learned: 1 / alpha, the weight that v-prediction gives the error of the noise
-    (Salimans and Ho 2022, arXiv 2202.00512, section 4), and at most ``most``.
-
-    What a picture shows, and in which colours, is decided where noise is strong; drawn evenly, few times lie there.
-
-    Args:
-        alphas: The share of the picture's variance at each time, (T,).
-        most: Bound of the weight; near pure noise it would be in the hundreds.
-    """
-    return alphas.reciprocal().clamp_max(most)
-
-
 @torch.no_grad()
 def plain_vae(vae: AutoencoderKL) -> AutoencoderKL:
     """Return the VAE without a shift of its latents, which Stable Diffusion's pipelines know nothing of.
@@ -186,7 +173,7 @@ class SDTask(GalleryTask):
     def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, their noise, and the times (B,) of a batch."""
         latents = batch["latents"]
-        times = torch.multinomial(time_shares(self.alphas), len(latents), replacement=True, generator=rng)
+        times = torch.randint(0, len(self.alphas), (len(latents),), generator=rng)
         noise = torch.randn(latents.shape, generator=rng).to(latents.device)
         return diffused(latents, noise, self.alphas[times].to(latents.device)), noise, times.to(latents.device)
 
