@@ -39,7 +39,7 @@ def psnr(pixels: Tensor, others: Tensor) -> Tensor:
 
 def load_vae() -> AutoencoderKL:
     """Load the miniature's VAE in single precision."""
-    return AutoencoderKL.from_pretrained(assets.path("miniature/flux"), subfolder="vae", torch_dtype=torch.float32)
+    return AutoencoderKL.from_pretrained(assets.path("miniature/vae"), torch_dtype=torch.float32)
 
 
 @torch.no_grad()
