@@ -2,8 +2,8 @@
 
 Trained on random crops of the whole world and of a broader diet (shapes, strokes, gradients, textures), so that worlds
 to come need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps
-latents smooth and therefore easy to paint. Then ``vae-decoder`` goes on with the decoder alone, on whole pictures;
-latents stay what other models learn, or have learned.
+latents smooth and therefore easy to paint. Then ``vae-decoder`` goes on with the decoder alone, on whole pictures and
+on latents that are a little wrong, as a painter's always are; latents stay what other models learn, or have learned.
 """
 
 from __future__ import annotations
@@ -77,13 +77,26 @@ class Decoding(Autoencoding):
         super().__init__(vae)
         vae.encoder.requires_grad_(False)
 
-    def forward(self, pixels: Tensor) -> Tensor:  # type: ignore[override]
-        """Reconstruction loss of pictures (B, 3, H, W) in [-1, 1]."""
+    def forward(self, pixels: Tensor, error: Tensor) -> Tensor:  # type: ignore[override]
+        """Reconstruction loss of pictures (B, 3, H, W) in [-1, 1] from latents with an error (scaled latents' units)."""
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.mean
-        painted = self.vae.decode(latents).sample.float()
+        painted = self.vae.decode(latents + error / self.vae.config.scaling_factor).sample.float()
         # what is left to learn are edges, which squares weigh more
         return pyramid_l1(painted, pixels) + 0.5 * gradient_l1(painted, pixels) + 10 * F.mse_loss(painted, pixels)
+
+
+def painters_errors(count: int, size: int, rng: torch.Generator) -> Tensor:
+    """Errors as a painter makes them, (count, 8, size, size): mostly small, up to .6 of the latents' deviation.
+
+    Half are white; half have a coarse part as well, a cell of which is 2 x 2 latents: a painter errs by regions.
+    """
+    amount = 0.6 * torch.rand(count, 1, 1, 1, generator=rng).square()
+    share = (2 * torch.rand(count, 1, 1, 1, generator=rng) - 1).clamp(min=0)
+    white = torch.randn(count, LATENT_CHANNELS, size, size, generator=rng)
+    coarse = torch.randn(count, LATENT_CHANNELS, size // 2, size // 2, generator=rng)
+    coarse = coarse.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    return amount * (share.sqrt() * coarse + (1 - share).sqrt() * white)
 
 
 def draw_mixture(rng: np.random.Generator, count: int, diet: float = 0.3) -> Tensor:
@@ -187,7 +200,8 @@ class DecoderTask(VAETask):
         return {"pixels": self.pool[rows].float() / 127.5 - 1}
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return model(batch["pixels"]), {}
+        pixels = batch["pixels"]
+        return model(pixels, painters_errors(len(pixels), pixels.shape[-1] // 8, rng).to(pixels.device)), {}
 
     def save(self, model: Autoencoding, folder: Path) -> None:
         model.vae.half().save_pretrained(folder, max_shard_size="15MB")
