@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import FluxControlNetModel, FluxFillPipeline, FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import T5EncoderModel
+from transformers import CLIPTextModel, T5EncoderModel
 
 from capriccio import assets
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
@@ -60,6 +60,11 @@ class FillTask(FluxTask):
     def base(self) -> Path:
         """The pipeline folder of the FLUX that the inpainter starts from."""
         return self.start or Path(assets.path("miniature/flux"))
+
+    @cached_property
+    def clip(self) -> CLIPTextModel:  # the base's own, whose pooled vectors it learned from
+        encoder = CLIPTextModel.from_pretrained(self.base, subfolder="text_encoder", dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
 
     @cached_property
     def text_encoder(self) -> T5EncoderModel:
