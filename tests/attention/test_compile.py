@@ -54,7 +54,8 @@ def relative(result, expected):
 
 def check(edits, layout, dtype=torch.float32, masks=True, seed=0):
     """Compare the compiled form with the literal formula in float32, outputs and taps."""
-    query, key, value = random_qkv(layout.length, dtype, seed=seed)
+    query, _, _ = random_qkv(layout.queries.given, dtype, seed=seed)
+    _, key, value = random_qkv(layout.keys.given, dtype, seed=seed)
     expected, taps = literal(query.float(), key.float(), value.float(), edits, layout)
     form = choose_form(edits, layout, masks)
     call = core if masks else maskless

@@ -38,10 +38,12 @@ from capriccio.attention.program import (
     KeyScale,
     LayerInfo,
     Layers,
+    Mix,
     Scope,
     See,
     Steps,
     Tap,
+    Twin,
     Weigh,
 )
 from capriccio.attention.taps import Recorder
@@ -59,6 +61,7 @@ __all__ = [
     "LayerInfo",
     "Layers",
     "Layout",
+    "Mix",
     "PictureLayout",
     "Recorder",
     "Scope",
@@ -67,6 +70,7 @@ __all__ = [
     "Steps",
     "Tap",
     "TokenLayout",
+    "Twin",
     "Weigh",
     "attach",
     "choose_form",

@@ -7,7 +7,8 @@ Queries that see the same keys with the same weights form one group, and a group
 * bias: every query of a group shares it, so it is a key-only additive mask, which stays fused; for kernels that
   take no mask, ``SDPA(Q, K, diag(w) V) / SDPA(Q, K, w)``;
 * weigh: rows of V are scaled, ``SDPA(Q, K, diag(w) V)``;
-* tap: ``SDPA(Q, K, indicator(columns))``.
+* tap: ``SDPA(Q, K, indicator(columns))``;
+* mix: the twin's queries are a group of their own, and two outputs become one.
 
 A dense mask is the last resort, taken where many small groups would cost more, and the form says so.
 """
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capriccio.attention.forms import Call, Form, Index, Look, Reading, take
+from capriccio.attention.forms import Call, Form, Index, Look, Mixing, Reading
 from capriccio.attention.layout import Attended, TokenLayout
 from capriccio.attention.program import (
     AttentionEdit,
@@ -30,6 +31,7 @@ from capriccio.attention.program import (
     Features,
     Hide,
     KeyScale,
+    Mix,
     See,
     Tap,
     Weigh,
@@ -91,13 +93,17 @@ def group_queries(edits: Sequence[AttentionEdit], layout: Attended) -> list[Grou
     Works on signatures (which edits name a query), so that nothing of size N x M is ever made.
 
     Args:
-        edits: All of them active; taps and features are not looked at.
+        edits: All of them active; taps and features are not looked at, and mixes only for the twins that they need.
         layout: Of the N queries and the M keys.
     """
-    edits, asking = [edit for edit in edits if not isinstance(edit, Tap | Features)], layout.queries
+    asking = layout.queries
+    needed = ~asking.views
+    for mix in (edit for edit in edits if isinstance(edit, Mix)):
+        needed |= asking.tokens(mix.source)
+    edits = [edit for edit in edits if not isinstance(edit, Tap | Features | Mix)]
     named = np.stack([asking.tokens(edit.queries) for edit in edits], axis=1) if edits else np.ones((asking.length, 1))
-    signatures, members = np.unique(named, axis=0, return_inverse=True)
-    members = members.reshape(-1)
+    signatures, members = np.unique(named[needed], axis=0, return_inverse=True)
+    members = _spread(members.reshape(-1), needed)
     groups: dict[bytes, Group] = {}
     for number, signature in enumerate(signatures):
         own = [edit for edit, is_named in zip(edits, signature, strict=False) if is_named]
@@ -108,10 +114,17 @@ def group_queries(edits: Sequence[AttentionEdit], layout: Attended) -> list[Grou
     return sorted(groups.values(), key=lambda group: group.queries[0])
 
 
+def _spread(members: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Return for each query the group that it is a member of, -1 for those that nobody needs."""
+    spread = np.full(len(needed), -1)
+    spread[needed] = members
+    return spread
+
+
 def _vectors(edits: Sequence[AttentionEdit], keyed: TokenLayout) -> tuple[np.ndarray, ...]:
     keys = [(edit, keyed.tokens(edit.keys)) for edit in edits]
     lists = [mask for edit, mask in keys if isinstance(edit, See)]
-    visible = np.logical_or.reduce(lists) if lists else np.ones(keyed.length, bool)
+    visible = np.logical_or.reduce(lists) if lists else ~keyed.twins
     for mask in (mask for edit, mask in keys if isinstance(edit, Hide)):
         visible = visible & ~mask
     bias, scale, weigh = (np.ones(keyed.length) for _ in range(3))
@@ -145,17 +158,26 @@ def choose_form(
         finest: For taps that read several resolutions, the queries of the finest one; else those of ``layout``.
     """
     clusters = _clusters(group_queries(edits, layout), masks)
-    size = layout.queries.length, layout.keys.length
-    calls = tuple(_call(groups, size, masks) for groups in clusters)
+    asking, size = layout.queries, (layout.queries.given, layout.keys.given)
+    calls = tuple(_call(groups, layout, masks) for groups in clusters)
+    mixes = tuple(_mixing(edit, asking) for edit in edits if isinstance(edit, Mix))
     taps = [edit for edit in edits if isinstance(edit, Tap)]
-    named = [(edit.name, layout.queries.tokens(edit.queries)) for edit in edits if isinstance(edit, Features)]
-    features = tuple((name, _index(np.flatnonzero(tokens), size[0])) for name, tokens in named)
-    if len(calls) == 1 and not taps and not features and _is_stock(calls[0]):
+    named = [(edit.name, asking.tokens(edit.queries)) for edit in edits if isinstance(edit, Features)]
+    features = tuple((name, _places(np.flatnonzero(tokens), asking)) for name, tokens in named)
+    if len(calls) == 1 and not taps and not features and not mixes and _is_stock(calls[0]):
         return None
-    fine = {tap.name: finest.get(tap.name, layout.queries) for tap in taps}
+    fine = {tap.name: finest.get(tap.name, asking) for tap in taps}
     readings = tuple(_reading(tap, clusters, calls, layout, fine[tap.name]) for tap in taps)
     text = _describe(clusters, calls, readings, size) + ", states remembered" * bool(features)
-    return Form(size[0], calls, readings, features, text)
+    text += ", the twin mixed in" * bool(mixes)
+    outs = tuple(_index(_members(groups), asking.length) for groups in clusters)
+    keep = None if asking.places is None else _index(asking.home, asking.length)
+    return Form(asking.length, calls, readings, features, text, outs, mixes, keep)
+
+
+def _mixing(mix: Mix, asking: TokenLayout) -> Mixing:
+    into, source = (_index(tokens, asking.length) for tokens in asking.twin_tokens(mix.into, mix.source))
+    return Mixing(into, source, mix.ratio)
 
 
 def _clusters(groups: list[Group], masks: bool) -> list[list[Group]]:
@@ -174,29 +196,36 @@ def _clusters(groups: list[Group], masks: bool) -> list[list[Group]]:
     return sorted(alone, key=lambda cluster: cluster[0].queries[0])
 
 
-def _call(groups: list[Group], size: Size, masks: bool) -> Call:
+def _call(groups: list[Group], layout: Attended, masks: bool) -> Call:
     if len(groups) > 1:
-        return _dense_call(groups, size)
+        return _dense_call(groups, layout)
     (group,) = groups
-    queries, keys = _index(group.queries, size[0]), _index(np.flatnonzero(group.visible), size[1])
+    queries = _places(group.queries, layout.queries)
     if not group.pairs:
         return Call(Look(queries, None, nothing=True))
+    keys = _places(_seen(groups), layout.keys)
     bias, scales, weights = (_unless_one(x[group.visible]) for x in (group.bias, group.scale, group.weigh))
     mask = bias.log()[None, None, None] if masks and bias is not None else None
     return Call(Look(queries, keys, mask, None if masks else bias, scales), weights)
 
 
-def _dense_call(groups: list[Group], size: Size) -> Call:
-    queries = np.concatenate([group.queries for group in groups])
-    rows = [np.broadcast_to(group.visible, (len(group.queries), size[1])) for group in groups]
+def _dense_call(groups: list[Group], layout: Attended) -> Call:
+    queries, seen = np.concatenate([group.queries for group in groups]), _seen(groups)
+    rows = [np.broadcast_to(group.visible[seen], (len(group.queries), len(seen))) for group in groups]
     mask = torch.from_numpy(np.concatenate(rows))
     if any((group.bias != 1).any() for group in groups):
-        bias = np.concatenate([np.broadcast_to(np.log(g.bias), (len(g.queries), size[1])) for g in groups])
+        bias = np.concatenate([np.broadcast_to(np.log(g.bias[seen]), (len(g.queries), len(seen))) for g in groups])
         mask = torch.from_numpy(bias).float().masked_fill(~mask, -torch.inf)
     order = np.argsort(queries)
     mask = mask[torch.from_numpy(order)][None, None]
-    look = Look(_index(queries[order], size[0]), None, mask, scales=_unless_one(groups[0].scale))
-    return Call(look, _unless_one(groups[0].weigh))
+    places, keys = _places(queries[order], layout.queries), _places(seen, layout.keys)
+    look = Look(places, keys, mask, scales=_unless_one(groups[0].scale[seen]))
+    return Call(look, _unless_one(groups[0].weigh[seen]))
+
+
+def _seen(groups: Sequence[Group]) -> np.ndarray:
+    """Return the keys that any of the groups sees."""
+    return np.flatnonzero(np.logical_or.reduce([group.visible for group in groups]))
 
 
 def _reading(
@@ -212,9 +241,9 @@ def _reading(
         own = _members(groups)
         tapped = own[queries[own]]
         if not call.look.nothing and len(tapped) and len(columns):
-            asking = _index(tapped, layout.queries.length)
+            asking = _places(tapped, layout.queries)
             look = replace(call.look, queries=asking, mask=_rows(call.look.mask, queries[own]))
-            parts.append((look, _index(place[tapped], count), take(indicator, call.look.keys, dim=0)))
+            parts.append((look, _index(place[tapped], count), indicator[torch.from_numpy(_seen(groups))]))
     told = count if spread is None else len(spread)
     return Reading(tap.name, (told, len(columns)) if tap.each else (told,), tuple(parts), count, spread)
 
@@ -243,12 +272,16 @@ def _members(groups: Sequence[Group]) -> np.ndarray:
     return np.sort(np.concatenate([group.queries for group in groups]))
 
 
+def _places(tokens: np.ndarray, layout: TokenLayout) -> Index | None:
+    """Return where tokens are among those that the layer is given."""
+    return _index(tokens if layout.places is None else layout.places[tokens], layout.given)
+
+
 def _index(positions: np.ndarray, length: int) -> Index | None:
-    """Return ascending positions in their cheapest shape: ``None`` for all of them, a slice, a tensor."""
-    if len(positions) == length:
-        return None
-    if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
-        return slice(int(positions[0]), int(positions[-1]) + 1)
+    """Return positions in their cheapest shape: ``None`` for all of them in order, a slice, a tensor."""
+    if len(positions) and (np.diff(positions) == 1).all():
+        whole = len(positions) == length
+        return None if whole else slice(int(positions[0]), int(positions[-1]) + 1)
     return torch.from_numpy(np.ascontiguousarray(positions))
 
 

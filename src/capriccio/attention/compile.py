@@ -7,7 +7,7 @@ form from `choose_form`, once for all layers that see the same tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from capriccio.attention.choose import Size, choose_form, look_pairs, pairs_of
 from capriccio.attention.forms import Form
-from capriccio.attention.layout import Attended, Layout, TokenLayout
-from capriccio.attention.program import AttentionEdit, AttentionProgram, Features, LayerInfo, Names, Tap
+from capriccio.attention.layout import Attended, Layout, Sides, TokenLayout
+from capriccio.attention.program import AttentionEdit, AttentionProgram, Features, LayerInfo, Names, Tap, Twin
 from capriccio.errors import CapriccioError, nearest
 
 Active = tuple[int, ...]
@@ -46,6 +46,7 @@ class CompiledProgram:
         layers: Of the model, in order.
         num_steps: Of the run.
         reaches: One for each edit of the program; ``None`` for a neutral edit.
+        attended: For each layer, what it attends with and to, the twins included.
         places: For each layer, the first layer that sees what it sees.
         forms: For each set of edits that meet at a place, the form to run (``None``: the stock call).
         masks: Whether the attention kernel takes masks.
@@ -56,6 +57,7 @@ class CompiledProgram:
     layers: tuple[LayerInfo, ...]
     num_steps: int
     reaches: tuple[Reach | None, ...]
+    attended: tuple[Attended, ...]
     places: tuple[int, ...]
     forms: dict[tuple[int, Active], Form | None]
     masks: bool = True
@@ -84,8 +86,8 @@ class CompiledProgram:
 
     def size(self, layer: int) -> Size:
         """Return the numbers of queries and keys of the layer at this position."""
-        attended = self.layout.at(self.layers[layer])
-        return attended.queries.length, attended.keys.length
+        attended = self.attended[layer]
+        return attended.queries.given, attended.keys.given
 
     @cached_property
     def edited(self) -> tuple[int, ...]:
@@ -149,7 +151,7 @@ class CompiledProgram:
 
     def lines(self) -> list[str]:
         """Say for each edit its layers, step window as indices, rows and compiled form."""
-        return [self._line(index) for index in range(len(self.program))]
+        return [*map(str, self.program.twins), *(self._line(index) for index in range(len(self.program)))]
 
     def _line(self, index: int) -> str:
         edit, reach = self.program.edits[index], self.reaches[index]
@@ -191,10 +193,10 @@ def compile_program(
     """
     if num_steps < 1:
         raise CapriccioError(f"an attention program received {num_steps} steps, but a run has at least 1; give more.")
-    for edit in program:
-        layout.check(edit.queries)
-        layout.check(edit.keys)
-    attended = [layout.at(layer) for layer in layers]
+    attended = _attended(program.twins, layout, layers)
+    names = {twin.name for twin in program.twins}
+    for named in (names for edit in program for names in (edit.queries, edit.keys)):
+        layout.check(tuple(name for name in _names(named) if name not in names))
     places = tuple(next(i for i, other in enumerate(attended) if other is one) for one in attended)
     reaches = tuple(_reach(edit, layers, attended, num_steps) for edit in program)
     finest = _finest(program, reaches, attended)
@@ -204,7 +206,33 @@ def compile_program(
         (place, active): choose_form([program.edits[i] for i in active], attended[place], masks, finest)
         for place, active in meetings
     }
-    return CompiledProgram(program, layout, tuple(layers), num_steps, reaches, places, forms, masks)
+    return CompiledProgram(program, layout, tuple(layers), num_steps, reaches, attended, places, forms, masks)
+
+
+def _attended(twins: Sequence[Twin], layout: Layout, layers: Sequence[LayerInfo]) -> tuple[Attended, ...]:
+    """Return what each layer attends with and to; the very same object for layers that see the same."""
+    for name in {name for twin in twins for name in _names(twin.of)}:
+        layout.check(name)
+    found: dict[tuple[int, tuple[Twin, ...]], Attended] = {}
+    result = []
+    for layer in layers:
+        one = layout.at(layer)
+        apart = tuple(twin for twin in twins if twin.own is not None and layer in twin.own)
+        if twins and (id(one), apart) not in found:
+            found[id(one), apart] = _with_twins(one, twins, apart)
+        result.append(found[id(one), apart] if twins else one)
+    return tuple(result)
+
+
+def _with_twins(one: Attended, twins: Sequence[Twin], apart: Sequence[Twin]) -> Attended:
+    here = tuple(twin for twin in twins if one.queries.tokens(twin.of).any())
+    queries = one.queries.with_twins(here, apart)
+    return queries if isinstance(one, TokenLayout) else Sides(queries, _without(one.keys, here))
+
+
+def _without(keys: TokenLayout, twins: Sequence[Twin]) -> TokenLayout:
+    """Return keys that know the twins of the queries by name, and hold none of them."""
+    return replace(keys, elsewhere=keys.elsewhere | {twin.name for twin in twins})
 
 
 def _awake(program: AttentionProgram, reaches: Sequence[Reach | None], layout: Layout) -> tuple[Reach | None, ...]:

@@ -9,7 +9,8 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from capriccio.attention.slots import StandIn, refuse_mask
 
@@ -84,6 +85,34 @@ class FluxProcessor(StandIn):
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
         self.inner._parallel_config = config
+
+
+def grow(model: nn.Module, first: int) -> list[RemovableHandle]:
+    """Give the image a twin that is a stream of its own from a single block on, until the handles are removed.
+
+    The twin joins the states of the text, behind them, for those go through the same weights as the image there and are
+    dropped at the end. It has the positions of the image. Residuals of ControlNets reach the image alone.
+
+    Args:
+        model: A FLUX-like transformer.
+        first: Index of the single block.
+    """
+    last: list[Any] = [None, None]  # the positions of a forward, and what they became
+
+    def at_each(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if last[0] is not kwargs["image_rotary_emb"]:
+            image = kwargs["hidden_states"].shape[1]
+            last[:] = kwargs["image_rotary_emb"], tuple(torch.cat([x, x[-image:]]) for x in kwargs["image_rotary_emb"])
+        return args, {**kwargs, "image_rotary_emb": last[1]}
+
+    def at_first(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        both = torch.cat([kwargs["encoder_hidden_states"], kwargs["hidden_states"]], dim=1)
+        return at_each(block, args, {**kwargs, "encoder_hidden_states": both})
+
+    whole: Any = getattr(model, "_orig_mod", model)
+    blocks = whole.single_transformer_blocks[first:]
+    hooks = [at_first, *[at_each] * (len(blocks) - 1)]
+    return [block.register_forward_pre_hook(hook, with_kwargs=True) for block, hook in zip(blocks, hooks, strict=True)]
 
 
 def _image_stream(attn: FluxAttention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

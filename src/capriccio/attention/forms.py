@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from capriccio.attention.layout import Attended
-from capriccio.attention.program import AttentionEdit, Bias, Hide, KeyScale, See, Tap, Weigh
+from capriccio.attention.program import AttentionEdit, Bias, Hide, KeyScale, Mix, See, Tap, Weigh
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """A fused attention call: query (B, N, H, D), key and value (B, M, H, D), an optional mask that broadcasts to
@@ -158,15 +158,39 @@ def _read(look: Look, indicator: Tensor, query: Tensor, key: Tensor, core: Core)
 
 
 @dataclass(frozen=True, eq=False)
+class Mixing:
+    """Outputs of some queries mixed with those of their twins: ``(1 - ratio) into + ratio source``."""
+
+    into: Index | None
+    source: Index | None
+    ratio: float
+
+    def run(self, out: Tensor) -> None:
+        """Mix in place, in outputs (B, N, H, D); the twins' stay."""
+        own, twin = take(out, self.into), take(out, self.source)
+        put(out, self.into, twin if self.ratio == 1 else (1 - self.ratio) * own + self.ratio * twin)
+
+    def to(self, device: torch.device) -> Mixing:
+        """Return the same mixing with its tensors on ``device``."""
+        return Mixing(_moved(self.into, device), _moved(self.source, device), self.ratio)
+
+
+@dataclass(frozen=True, eq=False)
 class Form:
     """One layer's edited attention: calls whose queries partition all queries, and the taps to read beside them.
 
+    Twins that are not streams of their own are queries here and no rows of the tensors: calls read the rows of their
+    originals, write to places of their own in the output, and the mixed rows are kept.
+
     Attributes:
-        length: Number of queries N.
+        length: Number of queries N, such twins included.
         calls: At least one.
         readings: Of the taps.
         features: Names of states to remember, and of which queries.
         text: The form in words, with the reason where it is not an unmasked fused one.
+        outs: For each call, the queries that its output is of.
+        mixes: Of outputs, in order.
+        keep: The queries that the layer is to give back; ``None`` is all of them.
     """
 
     length: int
@@ -174,22 +198,30 @@ class Form:
     readings: tuple[Reading, ...] = ()
     features: tuple[tuple[str, Index | None], ...] = ()
     text: str = ""
+    outs: tuple[Index | None, ...] = (None,)
+    mixes: tuple[Mixing, ...] = ()
+    keep: Index | None = None
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
         """Return the attention output (B, N, H, D)."""
-        if len(self.calls) == 1:
+        if len(self.calls) == 1 and not self.mixes:
             return self.calls[0].run(query, key, value, core)
-        out = torch.empty_like(query)
-        for call in self.calls:
-            put(out, call.look.queries, call.run(query, key, value, core))
-        return out
+        out = query.new_empty(query.shape[0], self.length, *query.shape[2:])
+        for call, place in zip(self.calls, self.outs, strict=True):
+            put(out, place, call.run(query, key, value, core))
+        for mixing in self.mixes:
+            mixing.run(out)
+        return take(out, self.keep)
 
     def to(self, device: torch.device) -> Form:
         """Return the same form with its tensors on ``device``."""
         calls = tuple(call.to(device) for call in self.calls)
         readings = tuple(reading.to(device) for reading in self.readings)
         features = tuple((name, _moved(queries, device)) for name, queries in self.features)
-        return replace(self, calls=calls, readings=readings, features=features)
+        outs = tuple(_moved(out, device) for out in self.outs)
+        mixes = tuple(mixing.to(device) for mixing in self.mixes)
+        keep = _moved(self.keep, device)
+        return replace(self, calls=calls, readings=readings, features=features, outs=outs, mixes=mixes, keep=keep)
 
 
 def scaled(value: Tensor, weights: Tensor) -> Tensor:
@@ -219,9 +251,17 @@ def literal(
         The output (B, N, H, D) and the readings of the taps by name.
     """
     visible, bias, weigh, scale = (matrix.to(query.device) for matrix in _matrices(edits, layout))
+    query, key, value = (
+        x if side.places is None else x[:, torch.from_numpy(side.places)]
+        for x, side in ((query, layout.queries), (key, layout.keys), (value, layout.keys))
+    )
     weights = literal_weights(query, key, visible, bias, scale)
     taps = {edit.name: _literal_tap(weights, edit, layout) for edit in edits if isinstance(edit, Tap)}
-    return torch.einsum("bhqk,bkhd->bqhd", weights * weigh.to(weights), value), taps
+    out = torch.einsum("bhqk,bkhd->bqhd", weights * weigh.to(weights), value)
+    for mix in (edit for edit in edits if isinstance(edit, Mix)):
+        into, twins = layout.queries.twin_tokens(mix.into, mix.source)
+        out[:, into] = (1 - mix.ratio) * out[:, into] + mix.ratio * out[:, twins]
+    return out[:, torch.from_numpy(layout.queries.home)], taps
 
 
 def literal_matrices(edits: Sequence[AttentionEdit], layout: Attended) -> tuple[Tensor, Tensor, Tensor]:
@@ -255,7 +295,7 @@ def _visible(edits: Sequence[AttentionEdit], layout: Attended) -> Tensor:
     for see in (edit for edit in edits if isinstance(edit, See)):
         seen |= _block(see, layout)
         listed |= torch.from_numpy(layout.queries.tokens(see.queries))[:, None]
-    visible = seen | ~listed
+    visible = seen | (~listed & ~torch.from_numpy(layout.keys.twins))
     for hide in (edit for edit in edits if isinstance(edit, Hide)):
         visible &= ~_block(hide, layout)
     return visible

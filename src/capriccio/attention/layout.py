@@ -7,14 +7,14 @@ layer rasterises, and cross-attention looks at text from the picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
-from capriccio.attention.program import LayerInfo, Names
+from capriccio.attention.program import LayerInfo, Names, Twin
 from capriccio.canvas import Mask, rasterise
 from capriccio.errors import CapriccioError, nearest
 
@@ -32,6 +32,9 @@ class TokenLayout:
         grid: Rows and columns of image tokens, where the sequence is one picture and nothing else.
         level: How often the sides of that grid were halved, from the finest layers of the model.
         late: Names of groups whose tokens are told later, see `Attachment.define`; until then their edits rest.
+        origin: For each token, which token it is the twin of, or itself (S,); ``None`` where there are no twins.
+        places: For each token, its place among those that the layer is given (S,): a twin without a stream of its own
+            is its original. ``None`` where all are given.
     """
 
     length: int
@@ -40,9 +43,70 @@ class TokenLayout:
     grid: tuple[int, int] | None = None
     level: int = 0
     late: frozenset[str] = frozenset()
+    origin: np.ndarray | None = None
+    places: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", {name: _mask(name, m, self.length) for name, m in self.groups.items()})
+
+    @property
+    def given(self) -> int:
+        """Number of tokens that the layer is given."""
+        return self.length if self.places is None else int(self.places.max()) + 1
+
+    @cached_property
+    def home(self) -> np.ndarray:
+        """For each token that the layer is given, which token it is; of an original and its twins, the original."""
+        return np.flatnonzero(~self.views)
+
+    @property
+    def twins(self) -> Mask:
+        """Which tokens (S,) are twins: seen only by who names them."""
+        return np.zeros(self.length, bool) if self.origin is None else self.origin != np.arange(self.length)
+
+    @property
+    def views(self) -> Mask:
+        """Which twins (S,) have no stream of their own."""
+        if self.places is None or self.origin is None:
+            return np.zeros(self.length, bool)
+        return self.twins & (self.places == self.places[self.origin])
+
+    def twin_tokens(self, names: Names, twin: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions (n,) of tokens, and of the twin of each.
+
+        Raises:
+            CapriccioError: If some have no such twin.
+        """
+        tokens, twins = np.flatnonzero(self.tokens(names)), np.flatnonzero(self.tokens(twin) & self.twins)
+        of = np.full(self.length, -1)
+        if self.origin is not None:
+            of[self.origin[twins]] = twins
+        if (of[tokens] < 0).any():
+            raise CapriccioError(
+                f"an edit mixes {twin!r} into {' + '.join(_several(names))}, but not all of those tokens have such a "
+                "twin; declare Twin(name, of=a group that holds them all)."
+            )
+        return tokens, of[tokens]
+
+    def with_twins(self, twins: Sequence[Twin], apart: Collection[Twin] = ()) -> TokenLayout:
+        """Return the layout with twins, each before the first token of its group.
+
+        Args:
+            twins: Whose groups are all here.
+            apart: Those that are streams of their own.
+        """
+        order, whose = np.arange(self.length), np.full(self.length, -1)
+        for number, twin in enumerate(twins):
+            members = np.flatnonzero(self.tokens(twin.of))
+            before = int(np.flatnonzero((order == members[0]) & (whose < 0))[0])
+            order, whose = np.insert(order, before, members), np.insert(whose, before, np.full(len(members), number))
+        given = np.isin(whose, [-1, *(i for i, twin in enumerate(twins) if twin in apart)])
+        place = np.cumsum(given) - 1
+        here = np.flatnonzero(whose < 0)
+        groups = {name: mask[order] & (whose < 0) for name, mask in self.groups.items()}
+        groups |= {twin.name: whose == number for number, twin in enumerate(twins)}
+        places = None if given.all() else np.where(given, place, place[here[order]])
+        return replace(self, length=len(order), groups=groups, origin=here[order], places=places)
 
     @property
     def queries(self) -> TokenLayout:
@@ -93,9 +157,10 @@ class TokenLayout:
         """Return which token of this grid each token of a finer grid of the same picture lies in."""
         if fine is self or fine.grid is None or self.grid is None:
             return np.arange(self.length)
-        row, column = np.divmod(np.arange(fine.length), fine.grid[1])
+        cells = np.arange(fine.length) if fine.places is None else fine.places
+        row, column = np.divmod(cells, fine.grid[1])
         halvings = self.level - fine.level
-        return (row >> halvings) * self.grid[1] + (column >> halvings)
+        return self.home[(row >> halvings) * self.grid[1] + (column >> halvings)]
 
     def _below(self, name: str) -> list[Mask]:
         """Return the group of that name, or those below it."""

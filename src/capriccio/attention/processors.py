@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_processor import (
@@ -26,9 +27,10 @@ from diffusers.models.transformers.transformer_flux import (
     FluxIPAdapterAttnProcessor,
 )
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from capriccio.attention.compile import Active, CompiledProgram
-from capriccio.attention.flux import FluxProcessor
+from capriccio.attention.flux import FluxProcessor, grow
 from capriccio.attention.forms import Form, Index
 from capriccio.attention.program import LayerInfo
 from capriccio.attention.slots import Part, Slot
@@ -48,11 +50,14 @@ class Family:
         processor: Our class for it.
         stock: The processors that it can stand in for.
         kind: The kind of layer that an attention module is, or ``None`` if it is of another family after all.
+        grow: Gives the image a twin with a stream of its own from a layer on, where the family can have one: that kind
+            of layer, and what does so in a model from an index on.
     """
 
     processor: type
     stock: tuple[type, ...]
     kind: Callable[[nn.Module], str | None]
+    grow: tuple[str, Callable[[nn.Module, int], list[RemovableHandle]]] | None = None
 
 
 FAMILIES: dict[type, Family] = {
@@ -60,6 +65,7 @@ FAMILIES: dict[type, Family] = {
         FluxProcessor,
         (FluxAttnProcessor, FluxIPAdapterAttnProcessor),
         lambda attn: "single" if attn.added_kv_proj_dim is None else "double",
+        ("single", grow),
     ),
     Attention: Family(
         UNetProcessor,
@@ -112,34 +118,50 @@ def level_of(model: nn.Module, name: str) -> int:
 class Attachment:
     """An attention program at work on a model, until `detach` or the end of the ``with`` block.
 
+    What was detached can be attached again by `work`; what it has read stays.
+
     Args:
         model: A diffusers transformer or U-Net.
         compiled: The program, compiled for ``layers_of(model)``.
+        now: Whether it is at work from the start.
     """
 
-    def __init__(self, model: nn.Module, compiled: CompiledProgram) -> None:
+    def __init__(self, model: nn.Module, compiled: CompiledProgram, now: bool = True) -> None:
         self.compiled = compiled
+        self._model = model
         self._device = _device_of(model)
         self._recorders = {name: Recorder() for name in compiled.taps}
         self._forms: dict[int, Form] = {}
         self._parts: dict[Hashable, tuple[Part, ...]] = {}
-        self._slots: dict[int, Slot] = {}
         self._now: tuple[int, tuple[str, ...] | None] | None = None
         self._found: list[tuple[Any, Any, Any]] = []
-        modules = _attentions(model)
-        _check(model, modules, compiled)
-        for position in compiled.edited:
-            self._install(position, modules[compiled.layers[position].name])
+        self._handles: list[RemovableHandle] = []
+        self._slots = {
+            position: Slot(compiled.size(position), self._recorders, self._device, self._move)
+            for position in compiled.edited
+        }
+        if now:
+            self.work()
         if compiled.constant:
             self._set(0, None)
 
-    def _install(self, position: int, module: Any) -> None:
-        slot = Slot(self.compiled.size(position), self._recorders, self._device, self._move)
-        found = module.processor
-        ours = FAMILIES[type(module)].processor(found, slot)
-        module.set_processor(ours)
-        self._slots[position] = slot
-        self._found.append((module, ours, found))
+    def work(self) -> None:
+        """Put the program to work, if it is not.
+
+        Raises:
+            CapriccioError: If it cannot work together with what is set up on the model.
+        """
+        if self._found:
+            return
+        modules = _attentions(self._model)
+        _check(self._model, modules, self.compiled)
+        self._handles = _grown(self._model, modules, self.compiled)
+        for position, slot in self._slots.items():
+            module = modules[self.compiled.layers[position].name]
+            found = module.processor
+            ours = FAMILIES[type(module)].processor(found, slot)
+            module.set_processor(ours)
+            self._found.append((module, ours, found))
 
     def set(self, *, step: int, roles: Sequence[str]) -> None:
         """Say what the coming forward is.
@@ -253,7 +275,9 @@ class Attachment:
                     stacklevel=2,
                 )
         self._found.clear()
-        self._slots.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __enter__(self) -> Attachment:
         return self
@@ -273,6 +297,31 @@ def attach(model: nn.Module, compiled: CompiledProgram) -> Attachment:
             there: another attachment, unknown processors, context parallelism, kernels without masks, caches.
     """
     return Attachment(model, compiled)
+
+
+def _grown(model: nn.Module, modules: dict[str, Any], compiled: CompiledProgram) -> list[RemovableHandle]:
+    """Give the image a twin of its own in the layers where the program has one."""
+    streams = [k for k, one in enumerate(compiled.attended) if one.queries.twins[one.queries.home].any()]
+    if not streams:
+        return []
+    twins = [twin for twin in compiled.program.twins if twin.own is not None]
+    family = FAMILIES[type(modules[compiled.layers[streams[0]].name])]
+    first = compiled.layers[streams[0]]
+    rest = [k for k, layer in enumerate(compiled.layers) if layer.kind == first.kind and layer.index >= first.index]
+    tokens = compiled.layout.at(first).queries.tokens(twins[0].of)
+    fits = family.grow is not None and family.grow[0] == first.kind and streams == rest and len(twins) == 1
+    if not fits or tokens[np.argmax(tokens) :].sum() < len(tokens) - np.argmax(tokens):
+        raise CapriccioError(
+            f"the attention program gives {' and '.join(twin.name for twin in twins)} streams of their own, but "
+            f"{type(model).__name__} can have one such twin, of all image tokens, and on FLUX alone, from one of its "
+            "single blocks to the last; declare it so, or leave out `own`."
+        )
+    if getattr(getattr(model, "_orig_mod", model), "gradient_checkpointing", False):
+        raise CapriccioError(
+            "a twin with a stream of its own received a model with gradient checkpointing; call "
+            "disable_gradient_checkpointing() first."
+        )
+    return family.grow[1](model, first.index) if family.grow else []
 
 
 def _device_of(model: nn.Module) -> torch.device:

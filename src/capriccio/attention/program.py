@@ -3,8 +3,11 @@
 A program is a list of edits over *named token groups*, each with a scope (layers, steps, rows by role).
 It says what should happen and nothing about how; `capriccio.attention.compile` finds the exact fast form.
 
-When edits meet, their order is part of the meaning: see and hide, then key scale and bias, softmax, tap, and weigh
-last. An edit works in the layers that hold tokens of both its queries and its keys.
+When edits meet, their order is part of the meaning: see and hide, then key scale and bias, softmax, tap, weigh, and
+mix last. An edit works in the layers that hold tokens of both its queries and its keys.
+
+A *twin* is a second view of a token group under a name of its own: it looks through edits of its own, and `Mix` takes
+from what it finds. Only who names a twin in a `See` sees it.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class Layers:
         start: First index, counted within the kind.
         stop: Index after the last, or ``None`` for the end.
         every: Interval, at least 1.
+        others: The layers of those kinds that the numbers above do not choose, instead of those they do.
         levels: Resolutions, as halvings of the finest grid of image tokens (0 is the finest), or ``None`` for all.
     """
 
@@ -58,6 +62,7 @@ class Layers:
     start: int = 0
     stop: int | None = None
     every: int = 1
+    others: bool = False
     levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -73,10 +78,12 @@ class Layers:
         in_kind = self.kinds is None or layer.kind in self.kinds
         in_kind = in_kind and (self.levels is None or layer.level in self.levels)
         in_range = self.start <= layer.index < (inf if self.stop is None else self.stop)
-        return in_kind and in_range and (layer.index - self.start) % self.every == 0
+        chosen = in_range and (layer.index - self.start) % self.every == 0
+        return in_kind and chosen != self.others
 
     def __str__(self) -> str:
         kinds = "all layers" if self.kinds is None else " and ".join(self.kinds) + " layers"
+        kinds += " but for" * self.others
         interval = "" if self.every == 1 else f", every {self.every}"
         interval += "" if self.levels is None else f", halved {' or '.join(map(str, self.levels))} times"
         if self.start == 0 and self.stop is None:
@@ -322,17 +329,84 @@ class Features:
         return f"remember {self.name!r} of {_words(self.queries)}"
 
 
-AttentionEdit = See | Hide | Bias | KeyScale | Weigh | Tap | Features
+@dataclass(frozen=True)
+class Mix:
+    """Mix what a group finds with what its twin finds: ``out = (1 - ratio) out[into] + ratio out[source]``.
+
+    The twin's own stream is not changed. 0 changes nothing.
+
+    Attributes:
+        into: Tokens whose attention output is mixed.
+        source: The twin of a group that holds them all; every token takes from its own twin.
+        ratio: 0 (nothing of the twin) to 1 (the twin alone).
+    """
+
+    into: Names
+    source: str
+    ratio: float
+    scope: Scope = Scope()
+
+    keys: ClassVar[Names] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio <= 1:
+            raise CapriccioError(
+                f"Mix received the ratio {self.ratio}, but expects 0 (nothing of the twin) to 1 (the twin alone)."
+            )
+
+    @property
+    def queries(self) -> Names:
+        """The tokens and their twins."""
+        return (*_tuple(self.into), self.source)
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the edit changes nothing."""
+        return self.ratio == 0
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        return f"mix {self.source} into {_words(self.into)} by {self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A second view of a token group, under a name of its own.
+
+    Until the layers where it goes its own way the twin *is* the group: the same states, queries, keys and values, seen
+    through other edits. From the first of those layers on it is a stream of its own.
+
+    Attributes:
+        name: Of the twin, among the token groups.
+        of: The group.
+        own: Layers in which it is a stream of its own, to the end of the model; none if ``None``.
+    """
+
+    name: str
+    of: Names
+    own: Layers | None = None
+
+    def __str__(self) -> str:
+        apart = "" if self.own is None else f", a stream of its own in {self.own}"
+        return f"twin {self.name} of {_words(self.of)}{apart}"
+
+
+AttentionEdit = See | Hide | Bias | KeyScale | Weigh | Tap | Features | Mix
 
 
 @dataclass(frozen=True)
 class AttentionProgram:
-    """Edits that hold together; programs are added with ``+`` and printed with ``str``."""
+    """Edits that hold together, and the twins that they name; added with ``+`` and printed with ``str``."""
 
     edits: tuple[AttentionEdit, ...] = ()
+    twins: tuple[Twin, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(self.edits))
+        object.__setattr__(self, "twins", tuple(dict.fromkeys(self.twins)))
+        if len({twin.name for twin in self.twins}) < len(self.twins):
+            raise CapriccioError("the attention program has two different twins of one name; rename one of them.")
         taps = [edit.name for edit in self.edits if isinstance(edit, Tap | Features)]
         if twice := {name for name in taps if taps.count(name) > 1}:
             raise CapriccioError(
@@ -341,7 +415,9 @@ class AttentionProgram:
             )
 
     def __add__(self, other: AttentionProgram) -> AttentionProgram:
-        return AttentionProgram(self.edits + other.edits) if isinstance(other, AttentionProgram) else NotImplemented
+        if not isinstance(other, AttentionProgram):
+            return NotImplemented
+        return AttentionProgram(self.edits + other.edits, self.twins + other.twins)
 
     def __iter__(self) -> Iterator[AttentionEdit]:
         return iter(self.edits)
@@ -352,8 +428,13 @@ class AttentionProgram:
     def __str__(self) -> str:
         if not self.edits:
             return "attention program: no edits"
-        return "\n".join(["attention program:", *(f"  {edit.action} | {edit.scope}" for edit in self.edits)])
+        lines = [*map(str, self.twins), *(f"{edit.action} | {edit.scope}" for edit in self.edits)]
+        return "\n".join(["attention program:", *(f"  {line}" for line in lines)])
+
+
+def _tuple(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 def _words(names: Names) -> str:
-    return names if isinstance(names, str) else " + ".join(names)
+    return " + ".join(_tuple(names))
