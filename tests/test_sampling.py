@@ -19,7 +19,7 @@ from capriccio.canvas import hold
 from capriccio.guidance import classifier_free
 from capriccio.methods import METHODS
 from capriccio.plan import make_plan
-from capriccio.sampling import Predictor, count_steps, denoise, paint
+from capriccio.sampling import Forward, Predictor, count_steps, denoise, paint
 from capriccio.scene import Lora, Scene
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 3, "max_sequence_length": 24}
@@ -189,7 +189,8 @@ def test_the_predictor_works_without_the_loop(backbone: FluxBackbone) -> None:
     compiled = compile_program(AttentionProgram(), layout, layers=layers_of(backbone.base), num_steps=1)
     noise, time, inputs = backbone.noise(0, 4, 6), torch.tensor(500.0), Inputs((4, 6), guidance_scale=3.5)
     with attach(backbone.base, compiled) as attachment:
-        guided = Predictor(backbone, classifier_free(3), texts, inputs, attachment)(noise, time, 0)
+        forwards = [Forward(range(1), (role,), text, attachment) for role, text in texts.items()]
+        guided = Predictor(backbone, classifier_free(3), forwards, inputs)(noise, time, 0)
     positive, negative = (backbone.predict(noise, time, texts[role], role, inputs) for role in ("positive", "negative"))
     assert torch.equal(guided, negative + 3 * (positive - negative))
 

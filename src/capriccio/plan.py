@@ -2,7 +2,7 @@
 
 A *method* is a function from a draft to a draft: it lays out the canvas, adds preparations, an attention program, a
 finish. What is common to all methods is settled here: sizes, text, guidance, weights, cost, and every conflict. The
-table of methods is handed in; a plan knows none of them. One plan is one phase of constant token layout.
+table of methods is handed in; a plan knows none of them. `capriccio.phases` says what is read when.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image
 
 from capriccio import text
-from capriccio.attention import AttentionProgram, CompiledProgram, Layout, Scope, Weigh, compile_program
+from capriccio.attention import AttentionProgram, CompiledProgram, Layout, Steps
 from capriccio.backbones.base import Backbone
 from capriccio.canvas import Canvas, Mask
 from capriccio.errors import CapriccioError, nearest
 from capriccio.guidance import Branch, Chain, classifier_free
+from capriccio.phases import POSITIVE, Phase, Prompt, Reader, named_groups
 from capriccio.scene import Condition, Lora, Scene
 
 T = TypeVar("T")
@@ -85,6 +86,9 @@ class Draft:
         strength: How far the canvas is changed: 1 paints it from noise, less starts from the canvas, noised.
         groups: Named groups of image tokens, by the region of the canvas that they cover.
         program: Edits of attention.
+        passages: Texts that the positive branch reads beside the prompt, by name.
+        reading: Steps in which it reads them.
+        trim: Whether passages are read without most of their padding (an approximation: models learned with it).
         preparations: In order.
         finish: In order.
         notes: Sentences that the person should read.
@@ -100,6 +104,9 @@ class Draft:
     strength: float = 1.0
     groups: Mapping[str, Mask] = field(default_factory=dict)
     program: AttentionProgram = field(default_factory=AttentionProgram)
+    passages: Mapping[str, str] = field(default_factory=dict)
+    reading: Steps = field(default_factory=Steps)
+    trim: bool = False
     preparations: tuple[Preparation, ...] = ()
     finish: tuple[Finish, ...] = ()
     notes: tuple[str, ...] = ()
@@ -157,6 +164,7 @@ class Method:
         paper: Its address, or nothing.
         what: It does, in one line.
         takes: Each set of kinds of condition that it can paint from.
+        several: Of those kinds, the ones that a scene may have more than one of.
         options: A dataclass of its own settings, with defaults.
         plan: Adds the method to a draft, given the conditions and the settings.
         neutral: The setting at which it changes nothing.
@@ -170,6 +178,12 @@ class Method:
     options: type
     plan: Callable[[Draft, Sequence[Any], Any], Draft]
     neutral: str = ""
+    several: frozenset[str] = frozenset()
+
+    def paints(self, kinds: Sequence[str]) -> bool:
+        """Whether it paints from conditions of these kinds."""
+        once = all(kinds.count(kind) == 1 or kind in self.several for kind in kinds)
+        return once and frozenset(kinds) in self.takes
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -227,7 +241,7 @@ class Plan:
     together: bool
     branches: tuple[Branch, ...]
     guidance: Chain
-    compiled: CompiledProgram
+    phases: tuple[Phase, ...]
     loras: tuple[Lora, ...]
     preparations: tuple[Preparation, ...]
     finish: tuple[Finish, ...]
@@ -236,20 +250,31 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
+    def compiled(self) -> CompiledProgram:
+        """The attention program of the positive branch in the first phase."""
+        return next(one for one in self.phases[0].passes if POSITIVE in one.roles).compiled
+
+    @property
+    def programs(self) -> tuple[CompiledProgram, ...]:
+        """All attention programs of the run, each once."""
+        return tuple(dict.fromkeys(one.compiled for phase in self.phases for one in phase.passes))
+
+    @property
     def layout(self) -> Layout:
-        """The named groups and where their tokens are."""
+        """The named groups of the positive branch in the first phase, and where their tokens are."""
         return self.compiled.layout
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """Equal for plans whose pictures can share one forward."""
-        groups = tuple((name, mask.tobytes()) for name, mask in self.layout.groups.items() if name.startswith("image"))
-        named = self.compiled.program.edits if any(_names_words(edit) for edit in self.compiled.program) else ()
-        texts = tuple((name, mask.tobytes()) for name, mask in self.layout.groups.items()) if named else ()
+        passes = [(phase.steps, one) for phase in self.phases for one in phase.passes]
+        attention = tuple(
+            (steps, one.roles, one.lengths, one.compiled.program, named_groups(one.compiled)) for steps, one in passes
+        )
         numbers = (self.control_scale, self.strength, self.guidance_scale)
         own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.loras)
         steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
-        return (*own, *steps, self.compiled.program, groups, texts)
+        return (*own, *steps, attention)
 
     def sections(self) -> dict[str, list[str]]:
         """Return the plan in words, by heading."""
@@ -258,7 +283,9 @@ class Plan:
             "prepare": [f"{p.name} ({p.kind}): {p.says}" for p in self.preparations],
             "canvas": [str(self.canvas), _engine_words(self.engine, self.control_scale, self.strength)],
             "tokens": [str(self.layout)],
-            "attention": self.compiled.lines() or ["no edits: the stock calls"],
+            "phases": self._phase_words(),
+            "attention": list(dict.fromkeys(line for program in self.programs for line in program.lines()))
+            or ["no edits: the stock calls"],
             "branches": [f"{branch.role}: {branch.prompt!r}" for branch in self.branches],
             "guidance": [self._guidance_words()],
             "steps": [self._step_words()],
@@ -290,6 +317,19 @@ class Plan:
             for index, entry in enumerate(entries):
                 lines.append(f"  {heading if index == 0 else '':<11}{entry}")
         return "\n".join(lines)
+
+    def _phase_words(self) -> list[str]:
+        if len(self.phases) == 1 and len(self.programs) == 1:
+            return ["one: the same tokens in all steps"]
+        return [
+            f"steps [{phase.steps.start}, {phase.steps.stop}): "
+            + "; ".join(
+                f"{' and '.join(one.roles)}: {sum(one.lengths)} text tokens"
+                + f" of {len(one.lengths)} texts" * (len(one.lengths) > 1)
+                for one in phase.passes
+            )
+            for phase in self.phases
+        ]
 
     def _guidance_words(self) -> str:
         embedded = "" if self.guidance_scale is None else f"; embedded guidance {self.guidance_scale:g} in each"
@@ -351,7 +391,7 @@ def choose_method(conditions: Sequence[Condition], table: Mapping[str, Method]) 
         )
     able = [table[asked[0]]] if asked else list(table.values())
     for method in able:
-        if any(sorted(takes) == kinds for takes in method.takes):
+        if method.paints(kinds):
             return method
     choices = "; ".join(f"{m.name} takes {' or '.join(' + '.join(sorted(t)) for t in m.takes)}" for m in able)
     raise CapriccioError(f"Nothing here paints {' + '.join(kinds)} together: {choices}; leave something out.")
@@ -397,43 +437,66 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
     draft = _from_nothing(draft)
     _check_settings(draft)
     guidance, negative, notes = _guidance(draft)
-    prompts = {"positive": draft.prompt, "negative": negative}
-    weighted = {role: text.unweighted(prompts[role]) for role in guidance.roles}
-    branches = tuple(Branch(role, weighted[role][0]) for role in guidance.roles)
-    draft = replace(draft, prompt=text.unweighted(draft.prompt)[0])
-    draft = _with_room(draft, branches).say(*notes, *_lora_notes(draft.scene), *draft.backbone.remarks)
-    words = {role: parts for role, (_, parts) in weighted.items() if parts}
-    draft = _encoding(_with_weights(draft, words), branches)
+    said = {POSITIVE: draft.prompt, "negative": negative}
+    draft = _with_room(draft, [said[role] for role in guidance.roles])
+    length = draft.settings.max_sequence_length
+    prompts = {role: Prompt.of(role, said[role], length) for role in guidance.roles}
+    passages = tuple(_passage(draft, name, prompt) for name, prompt in draft.passages.items())
+    draft = replace(draft, prompt=prompts[POSITIVE].words)
+    draft = draft.say(*_lost(draft, (*prompts.values(), *passages)))
+    draft = draft.say(*notes, *_lora_notes(draft.scene), *draft.backbone.remarks)
+    draft = _encoding(draft, prompts, passages)
     start, num_steps = _steps(draft)
-    layout = _layout(draft, branches, words)
-    compiled = compile_program(draft.program, layout, layers=draft.backbone.layers(draft.engine), num_steps=num_steps)
-    rows = min(len(draft.scene.all_seeds()), draft.backbone.defaults.rows)
-    embeds = draft.backbone.embeds_guidance(draft.engine)
+    canvas, backbone = _canvas(draft), draft.backbone
+    phases = Reader(
+        backbone=backbone,
+        engine=draft.engine,
+        canvas=canvas,
+        regions=draft.groups or {"image": np.ones((canvas.height, canvas.width), bool)},
+        names=tuple(dict.fromkeys(name for name, _, _ in draft.scene.mentions)),
+        forwards=guidance.forwards(backbone.together),
+        prompts=prompts,
+        passages=passages,
+        reading=draft.reading,
+        program=draft.program,
+        num_steps=num_steps,
+    ).phases()
+    rows = min(len(draft.scene.all_seeds()), backbone.defaults.rows)
+    embeds = backbone.embeds_guidance(draft.engine)
     return Plan(
         scene=draft.scene,
-        backbone=draft.backbone.name,
+        backbone=backbone.name,
         method=method,
         options=options,
         settings=draft.settings,
         prompt=draft.prompt,
-        canvas=_canvas(draft),
+        canvas=canvas,
         engine=draft.engine,
         control_scale=draft.control_scale,
         strength=draft.strength,
         start=start,
         num_steps=num_steps,
         guidance_scale=draft.settings.guidance_scale if embeds else None,
-        together=draft.backbone.together,
-        branches=branches,
+        together=backbone.together,
+        branches=tuple(Branch(role, prompts[role].words) for role in guidance.roles),
         guidance=guidance,
-        compiled=compiled,
+        phases=phases,
         loras=_loras(draft.scene),
         preparations=draft.preparations,
         finish=draft.finish,
         rows=rows,
-        cost=_cost(draft, compiled, branches, rows),
+        cost=_cost(draft, phases, rows),
         notes=draft.notes,
     )
+
+
+def _passage(draft: Draft, name: str, prompt: str) -> Prompt:
+    """Return a passage, as long as a prompt, or trimmed to what it needs in steps of 16."""
+    length, backbone = draft.settings.max_sequence_length, draft.backbone
+    passage = Prompt.of(name, prompt, length)
+    if not draft.trim or backbone.defaults.shortest_text == length:
+        return passage
+    return replace(passage, length=min(length, 16 * ceil(backbone.word_count(passage.words) / 16)))
 
 
 def _steps(draft: Draft) -> tuple[int, int]:
@@ -514,16 +577,17 @@ def _guidance(draft: Draft) -> tuple[Chain, str, list[str]]:
     return chain, negative or "", []
 
 
-def _encoding(draft: Draft, branches: Sequence[Branch]) -> Draft:
-    """Add the encoding of the prompts and of the known part of the canvas."""
-    length, backbone, engine = draft.settings.max_sequence_length, draft.backbone, draft.engine
-    for branch in branches:
+def _encoding(draft: Draft, prompts: Mapping[str, Prompt], passages: Sequence[Prompt]) -> Draft:
+    """Add the encoding of the texts and of the known part of the canvas."""
+    backbone, engine = draft.backbone, draft.engine
+    for prompt in (*prompts.values(), *passages):
         # As in diffusers, layers are left out for the prompt alone.
-        skip = draft.scene.clip_skip if branch.role == "positive" else None
-        nothing = branch.role == "negative" and draft.scene.negative_prompt is None
-        run = _bound(backbone.encode_text, None if nothing else branch.prompt, length, skip)
-        said = "encode the prompt" if skip is None else f"encode the prompt, the last {skip} CLIP layers left out"
-        draft = draft.add(Preparation(f"text:{branch.role}", f"{length} text tokens", said, run))
+        skip = None if prompt.name == "negative" else draft.scene.clip_skip
+        nothing = prompt.name == "negative" and draft.scene.negative_prompt is None
+        run = _bound(backbone.encode_text, None if nothing else prompt.words, prompt.length, skip)
+        what = "the prompt" if prompt.name in prompts else f"{prompt.words!r}"
+        said = f"encode {what}" if skip is None else f"encode {what}, the last {skip} CLIP layers left out"
+        draft = draft.add(Preparation(prompt.output, f"{prompt.length} text tokens", said, run))
     if draft.strength < 1:
         begin = Preparation(START, "latents", "encode the picture to start from", backbone.clean, (CANVAS,))
         draft = draft.add(begin)
@@ -543,52 +607,27 @@ def _bound(function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
     return lambda: function(*arguments)
 
 
-def _with_room(draft: Draft, branches: Sequence[Branch]) -> Draft:
-    """Read as many text tokens as the prompts need, and say what is lost where that cannot be."""
-    needs = {branch.role: draft.backbone.word_count(branch.prompt) for branch in branches}
-    need, longest = max(needs.values()), draft.backbone.defaults.longest_text
-    if draft.scene.max_sequence_length is None and need > draft.settings.max_sequence_length:
-        # In steps of 16, so that pictures of similar prompts can still be painted together.
-        room = min(longest, 16 * ceil(need / 16))
-        draft = replace(draft, settings=replace(draft.settings, max_sequence_length=room))
-    length = draft.settings.max_sequence_length
-    return draft.say(
-        *(
-            f"The {role} prompt has {need} text tokens and only {length} are read: its end is lost; "
-            + ("shorten it." if length == longest else f"set max_sequence_length to {min(longest, need)}.")
-            for role, need in needs.items()
-            if need > length
-        )
-    )
+def _with_room(draft: Draft, prompts: Sequence[str]) -> Draft:
+    """Read as many text tokens as the prompts and passages need."""
+    texts = (*prompts, *draft.passages.values())
+    need = max(draft.backbone.word_count(text.unweighted(prompt)[0]) for prompt in texts)
+    if draft.scene.max_sequence_length is not None or need <= draft.settings.max_sequence_length:
+        return draft
+    # In steps of 16, so that pictures of similar prompts can still be painted together.
+    room = min(draft.backbone.defaults.longest_text, 16 * ceil(need / 16))
+    return replace(draft, settings=replace(draft.settings, max_sequence_length=room))
 
 
-def _with_weights(draft: Draft, words: Mapping[str, Sequence[text.Weighted]]) -> Draft:
-    """Add an edit for each part of a prompt that carries a weight: what the picture sees of it counts that much."""
-    edits = [
-        Weigh("image", _weighted_name(role, number, part), part.weight, Scope(rows=(role,)))
-        for role, parts in words.items()
-        for number, part in enumerate(parts, 1)
+def _lost(draft: Draft, prompts: Sequence[Prompt]) -> list[str]:
+    """Say what is lost of texts that are too long."""
+    longest = draft.backbone.defaults.longest_text
+    needs = [(prompt, draft.backbone.word_count(prompt.words)) for prompt in prompts]
+    return [
+        f"The {prompt.name} prompt has {need} text tokens and only {prompt.length} are read: its end is lost; "
+        + ("shorten it." if prompt.length == longest else f"set max_sequence_length to {min(longest, need)}.")
+        for prompt, need in needs
+        if need > prompt.length
     ]
-    return replace(draft, program=draft.program + AttentionProgram(tuple(edits)))
-
-
-def _weighted_name(role: str, number: int, part: text.Weighted) -> str:
-    return f"text:{role}/{number} ({part.phrase})"
-
-
-def _layout(draft: Draft, branches: Sequence[Branch], words: Mapping[str, Sequence[text.Weighted]]) -> Layout:
-    """Name the tokens: all text, the words of each condition, words that carry a weight, and image regions."""
-    length, canvas, backbone = draft.settings.max_sequence_length, _canvas(draft), draft.backbone
-    groups: dict[str, Mask] = {"text": np.ones(length, bool)}
-    for name in dict.fromkeys(name for name, _, _ in draft.scene.mentions):
-        said = backbone.word_tokens(draft.prompt, name, length)
-        groups |= {f"text:{name}": said} if said.any() else {}
-    prompts = {branch.role: branch.prompt for branch in branches}
-    for role, parts in words.items():
-        for number, part in enumerate(parts, 1):
-            groups[_weighted_name(role, number, part)] = backbone.span_tokens(prompts[role], part.span, length)
-    regions = draft.groups or {"image": np.ones((canvas.height, canvas.width), bool)}
-    return backbone.layout(groups, length, canvas, regions)
 
 
 def _loras(scene: Scene) -> tuple[Lora, ...]:
@@ -601,24 +640,21 @@ def _lora_notes(scene: Scene) -> list[str]:
     return [f"The LoRA {path!r} has weight 0 and is left out." for path in left_out]
 
 
-def _cost(draft: Draft, compiled: CompiledProgram, branches: Sequence[Branch], rows: int) -> Cost:
-    backbone, engine, canvas = draft.backbone, draft.engine, _canvas(draft)
-    length, steps = draft.settings.max_sequence_length, compiled.num_steps
+def _cost(draft: Draft, phases: Sequence[Phase], rows: int) -> Cost:
+    backbone, engine, image = draft.backbone, draft.engine, _canvas(draft).num_tokens
     heads, width = backbone.heads(engine)
-    linear = steps * len(branches) * backbone.flops(engine, length, canvas.num_tokens)
-    attention = sum(
-        sum(compiled.flops(heads, width, step, branch.role)) for step in range(steps) for branch in branches
-    )
+    passes = [(phase.steps, one) for phase in phases for one in phase.passes]
+    flops = 0
+    for steps, one in passes:
+        linear = backbone.flops(engine, sum(one.lengths), image, base=one.lengths[0], twin=one.twins)
+        attention = sum(sum(one.compiled.flops(heads, width, step, role)) for step in steps for role in one.roles)
+        flops += len(steps) * len(one.roles) * linear + attention
     # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
     states = int(np.max(np.multiply(heads, width)))
-    together = len(branches) if backbone.together else 1
-    working = 12 * 4 * rows * together * compiled.layout.length * states
-    return Cost(length, canvas.num_tokens, steps * len(branches), linear + attention, backbone.memory, working)
-
-
-def _names_words(edit: Any) -> bool:
-    names = [names if isinstance(names, tuple) else (names,) for names in (edit.queries, edit.keys)]
-    return any(name.startswith("text:") for group in names for name in group)
+    longest = max(len(one.roles) * (one.compiled.layout.length + one.twins) for _, one in passes)
+    text = max(sum(one.lengths) for _, one in passes)
+    forwards = sum(len(steps) * len(one.roles) for steps, one in passes)
+    return Cost(text, image, forwards, flops, backbone.memory, 12 * 4 * rows * longest * states)
 
 
 def _method_words(method: Method | None, options: Any) -> str:

@@ -7,21 +7,23 @@ prediction without the loop (training, distillation) takes the predictor alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from capriccio.attention import Attachment, attach
+from capriccio.attention import Attachment, CompiledProgram
 from capriccio.backbones import schedules
 from capriccio.backbones.base import Backbone, Inputs, Known, Text
 from capriccio.canvas import hold
 from capriccio.errors import Cancelled
 from capriccio.guidance import Chain
+from capriccio.phases import Pass
 from capriccio.plan import KNOWN, START, Plan, prepare
 
 
@@ -52,35 +54,52 @@ class Painted:
     canvas: Image.Image
 
 
+@dataclass(frozen=True)
+class Forward:
+    """One forward of the denoiser in some of the steps.
+
+    Attributes:
+        steps: In which it is made.
+        roles: The branches that it predicts.
+        text: What they read, of as many rows as the latents for each role.
+        attachment: The attention program at work meanwhile.
+    """
+
+    steps: range
+    roles: tuple[str, ...]
+    text: Text
+    attachment: Attachment
+
+
 class Predictor:
     """One guided prediction at (x_t, t).
 
     Args:
         backbone: Whose denoiser predicts.
         guidance: How predictions are combined.
-        texts: One for each role of the guidance, of as many rows as the latents.
+        forwards: In every step, those that predict each role once.
         inputs: What every forward shares.
-        attachment: The attention program at work.
     """
 
-    def __init__(
-        self, backbone: Backbone, guidance: Chain, texts: Mapping[str, Text], inputs: Inputs, attachment: Attachment
-    ) -> None:
-        self.backbone, self.guidance, self.attachment = backbone, guidance, attachment
-        self.forwards = {
-            roles: (Text.stack([texts[role] for role in roles]), _for_each(inputs, len(roles)))
-            for roles in guidance.forwards(backbone.together)
-        }
+    def __init__(self, backbone: Backbone, guidance: Chain, forwards: Sequence[Forward], inputs: Inputs) -> None:
+        self.backbone, self.guidance, self.forwards = backbone, guidance, tuple(forwards)
+        self.inputs = {len(one.roles): _for_each(inputs, len(one.roles)) for one in forwards}
 
     def __call__(self, latents: Tensor, time: Tensor, step: int) -> Tensor:
         """Return the guided prediction, shaped as the latents, at one timestep, which is the given step of the run."""
         predictions: dict[str, Tensor] = {}
-        for roles, (text, inputs) in self.forwards.items():
-            self.attachment.set(step=step, roles=[role for role in roles for _ in range(len(latents))])
-            rows = torch.cat([latents] * len(roles)) if len(roles) > 1 else latents
-            found = self.backbone.predict(rows, time, text, roles[0], inputs)
-            predictions |= zip(roles, found.chunk(len(roles)), strict=True)
+        for one in (one for one in self.forwards if step in one.steps):
+            self._put_to_work(one.attachment)
+            one.attachment.set(step=step, roles=[role for role in one.roles for _ in range(len(latents))])
+            rows = torch.cat([latents] * len(one.roles)) if len(one.roles) > 1 else latents
+            found = self.backbone.predict(rows, time, one.text, one.roles[0], self.inputs[len(one.roles)])
+            predictions |= zip(one.roles, found.chunk(len(one.roles)), strict=True)
         return self.guidance.combine(predictions)
+
+    def _put_to_work(self, attachment: Attachment) -> None:
+        for other in {one.attachment for one in self.forwards} - {attachment}:
+            other.detach()
+        attachment.work()
 
 
 def _for_each(inputs: Inputs, branches: int) -> Inputs:
@@ -153,10 +172,10 @@ def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None =
     with backbone.adapters(first.engine, first.loras):
         try:
             outputs = [prepare(plan) for plan in plans]
-            with attach(backbone.denoiser(first.engine), first.compiled) as attachment:
+            with _attached(backbone.denoiser(first.engine), first.programs) as attachments:
                 for number, batch in enumerate(batches):
                     report = _report(callback, backbone, plans, number)
-                    latents = _run(plans, outputs, backbone, batch, attachment, report)
+                    latents = _run(plans, outputs, backbone, batch, attachments, report)
                     for (index, _), canvas in zip(batch, backbone.decode(latents, *first.canvas.grid), strict=True):
                         results[index].append(_finished(plans[index], outputs[index], canvas))
         finally:
@@ -164,24 +183,48 @@ def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None =
     return results
 
 
+@contextmanager
+def _attached(
+    denoiser: nn.Module, programs: Sequence[CompiledProgram]
+) -> Iterator[Mapping[CompiledProgram, Attachment]]:
+    """Lend an attachment of each program, the first of them at work."""
+    attachments = {program: Attachment(denoiser, program, now=False) for program in programs}
+    try:
+        attachments[programs[0]].work()
+        yield attachments
+    finally:
+        for attachment in attachments.values():
+            attachment.detach()
+
+
 def _run(
     plans: Sequence[Plan],
     outputs: Sequence[Mapping[str, Any]],
     backbone: Backbone,
     batch: Sequence[tuple[int, int]],
-    attachment: Attachment,
+    attachments: Mapping[CompiledProgram, Attachment],
     told: Callable[[int, Tensor], None],
 ) -> Tensor:
     plan, own = plans[0], [outputs[index] for index, _ in batch]
     known = None if plan.engine is None else Known.stack([output[KNOWN] for output in own])
-    texts = {role: Text.stack([output[f"text:{role}"] for output in own]) for role in plan.guidance.roles}
+    forwards = [
+        Forward(phase.steps, one.roles, _read(one, own), attachments[one.compiled])
+        for phase in plan.phases
+        for one in phase.passes
+    ]
     inputs = Inputs(plan.canvas.grid, plan.engine, known, plan.guidance_scale, plan.control_scale)
     generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
     noise = torch.cat([backbone.noise(generator, *plan.canvas.grid) for generator in generators])
     clean = torch.cat([output[START] for output in own]) if plan.strength < 1 else None
     scheduler = backbone.schedule(plan.scene.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
-    predictor = Predictor(backbone, plan.guidance, texts, inputs, attachment)
+    predictor = Predictor(backbone, plan.guidance, forwards, inputs)
     return denoise(predictor, scheduler, noise, known, told, clean=clean, start=plan.start, generators=generators)
+
+
+def _read(one: Pass, outputs: Sequence[Mapping[str, Any]]) -> Text:
+    """Return what the rows of a forward read, those of a role together."""
+    rows = [Text.join([output[name] for name in one.texts[role]]) for role in one.roles for output in outputs]
+    return Text.stack(rows)
 
 
 def _finished(plan: Plan, outputs: Mapping[str, Any], canvas: Image.Image) -> Painted:

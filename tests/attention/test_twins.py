@@ -124,7 +124,7 @@ def test_a_twin_in_cross_attention_mixes_two_texts():
 
 def test_taps_read_a_twin_and_its_original_apart():
     layout = TokenLayout(5, {"a": np.arange(5) < 2, "b": np.arange(5) >= 2}).with_twins([Twin("t", "b")])
-    assert layout.length == 8 and layout.given == 5
+    assert (layout.length, layout.given) == (8, 5)
     check([See("t", "a"), Mix("b", "t", 0.5), Weigh("b", "a", 2.0)], layout)
 
 
@@ -134,7 +134,7 @@ def test_a_mix_needs_a_twin_of_every_token():
     edits = AttentionProgram((Mix(("a", "b"), "t", 0.5),), (Twin("t", "a"),))
     with pytest.raises(CapriccioError, match="not all of those tokens have such a twin"):
         compile_program(edits, layout, layers=layers, num_steps=1)
-    with pytest.raises(CapriccioError, match="ratio 1.5"):
+    with pytest.raises(CapriccioError, match=r"ratio 1\.5"):
         Mix("a", "t", 1.5)
     with pytest.raises(CapriccioError, match="two different twins"):
         AttentionProgram((), (Twin("t", "a"), Twin("t", "b")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -62,18 +62,31 @@ class Text:
         tokens: (B, T, D).
         pooled: (B, P), where the model reads that too.
         pictures: Of a prompt in pictures, for each IP-Adapter that is loaded, (B, pictures, ...).
+        base: How many of the tokens, from the first, are those of the prompt itself; ``None`` is all of them. Side
+            networks read no others.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
     pictures: tuple[Tensor, ...] = ()
+    base: int | None = None
 
     @staticmethod
     def stack(texts: Sequence[Text]) -> Text:
         """Put encoded prompts of equal length below each other."""
         pooled = [text.pooled for text in texts if text.pooled is not None]
         pictures = tuple(map(torch.cat, zip(*(text.pictures for text in texts), strict=True)))
-        return Text(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None, pictures)
+        tokens = torch.cat([text.tokens for text in texts])
+        return Text(tokens, torch.cat(pooled) if pooled else None, pictures, texts[0].base)
+
+    @staticmethod
+    def join(texts: Sequence[Text]) -> Text:
+        """Put passages behind a prompt, whose pooled vector and pictures stay the only ones."""
+        first = texts[0]
+        if len(texts) == 1:
+            return first
+        tokens = torch.cat([text.tokens for text in texts], dim=1)
+        return replace(first, tokens=tokens, base=first.tokens.shape[1])
 
 
 @dataclass(frozen=True)
@@ -175,8 +188,16 @@ class Backbone(Protocol):
     def heads(self, engine: str | None) -> tuple[int | Sequence[int], int | Sequence[int]]:
         """Return the number of attention heads and their width, of all layers or of each."""
 
-    def flops(self, engine: str | None, text: int, image: int) -> int:
-        """Count the FLOPs of the linear layers in one forward of one row, a ControlNet's attention included."""
+    def flops(self, engine: str | None, text: int, image: int, *, base: int | None = None, twin: int = 0) -> int:
+        """Count the FLOPs of the linear layers in one forward of one row, a ControlNet's attention included.
+
+        Args:
+            engine: Of the denoiser.
+            text: Tokens.
+            image: Tokens.
+            base: Text tokens that side networks read; all of them if ``None``.
+            twin: Tokens of a twin of the image, where it is a stream of its own.
+        """
 
     def word_count(self, prompt: str) -> int:
         """Return how many text tokens a prompt needs."""

@@ -98,13 +98,14 @@ class FluxBackbone(Wrapped):
         config = self.denoiser(engine).config
         return config.num_attention_heads, config.attention_head_dim
 
-    def flops(self, engine: str | None, text: int, image: int) -> int:
+    def flops(self, engine: str | None, text: int, image: int, *, base: int | None = None, twin: int = 0) -> int:
         """Count the FLOPs of the linear layers in one forward of one row, a ControlNet's attention included."""
-        count = _linear_flops(self.denoiser(engine), text, image)
+        count = _linear_flops(self.denoiser(engine), text, image, twin)
         if engine == "controlnet":
             heads, width = self.heads(engine)
-            attention = 4 * heads * width * (text + image) ** 2 * len(layers_of(self.controlnet))
-            count += _linear_flops(self.controlnet, text, image) + attention
+            read = text if base is None else base
+            attention = 4 * heads * width * (read + image) ** 2 * len(layers_of(self.controlnet))
+            count += _linear_flops(self.controlnet, read, image) + attention
         return count
 
     # --- text ---
@@ -250,7 +251,7 @@ class FluxBackbone(Wrapped):
         if inputs.engine == "fill":
             seen = torch.cat((latents, _condition(inputs)), dim=2)
         elif inputs.engine == "controlnet" and inputs.control_scale:
-            extra = self._residuals(latents, shared, inputs)
+            extra = self._residuals(latents, shared, text.base, inputs)
         if not self.embeds_guidance(inputs.engine):
             shared["guidance"] = None
         # The names are those of diffusers' pipelines, for step caches that tell the two predictions apart.
@@ -271,14 +272,15 @@ class FluxBackbone(Wrapped):
             "img_ids": FluxPipeline._prepare_latent_image_ids(rows, *inputs.grid, device, dtype),
         }
 
-    def _residuals(self, latents: Tensor, shared: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    def _residuals(self, latents: Tensor, shared: dict[str, Any], base: int | None, inputs: Inputs) -> dict[str, Any]:
         guidance = shared["guidance"] if self.controlnet.config.guidance_embeds else None
+        own = {name: shared[name][..., :base, :] for name in ("encoder_hidden_states", "txt_ids")}
         double, single = self.controlnet(
             hidden_states=latents,
             controlnet_cond=_condition(inputs),
             conditioning_scale=inputs.control_scale,
             return_dict=False,
-            **{**shared, "guidance": guidance},
+            **{**shared, **own, "guidance": guidance},
         )
         return {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
 
@@ -353,17 +355,17 @@ def _condition(inputs: Inputs) -> Tensor:
     return inputs.known.condition
 
 
-def _linear_flops(network: nn.Module, text: int, image: int) -> int:
+def _linear_flops(network: nn.Module, text: int, image: int, twin: int = 0) -> int:
     linears = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
-    return sum(2 * m.in_features * m.out_features * _tokens_through(name, text, image) for name, m in linears)
+    return sum(2 * m.in_features * m.out_features * _tokens_through(name, text, image, twin) for name, m in linears)
 
 
-def _tokens_through(name: str, text: int, image: int) -> int:
+def _tokens_through(name: str, text: int, image: int, twin: int) -> int:
     """Return how many tokens pass a linear layer of the transformer in one forward."""
     if ".norm" in name or name.startswith(("norm_out", "time_text_embed")):
         return 1
     if name.startswith(("single_transformer_blocks", "controlnet_single_blocks")):
-        return text + image
+        return text + twin + image
     if name.startswith("context_embedder") or any(part in name for part in (".add_", ".to_add_out", ".ff_context")):
         return text
     return image

@@ -120,7 +120,7 @@ class UNetBackbone(Wrapped):
         modules = [unet.get_submodule(layer.name) for layer in layers_of(unet)]
         return tuple(m.heads for m in modules), tuple(m.inner_dim // m.heads for m in modules)
 
-    def flops(self, engine: str | None, text: int, image: int) -> int:
+    def flops(self, engine: str | None, text: int, image: int, *, base: int | None = None, twin: int = 0) -> int:
         """Count the FLOPs of convolutions and linear layers in one forward of one row."""
         unet = self.denoiser(engine)
         return sum(_flops(unet, name, part, text, image) for name, part in unet.named_modules())

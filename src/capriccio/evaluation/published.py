@@ -54,10 +54,8 @@ def regional_flux(
         The prediction (B, N, C).
     """
     image = model.x_embedder(inputs["hidden_states"])
-    time = (inputs["timestep"].to(image.dtype) * 1000,)
-    if inputs.get("guidance") is not None:
-        time = (*time, inputs["guidance"].to(image.dtype) * 1000)
-    temb = model.time_text_embed(*time, inputs["pooled_projections"])
+    levels = [inputs["timestep"], *([] if inputs.get("guidance") is None else [inputs["guidance"]])]
+    temb = model.time_text_embed(*(level.to(image.dtype) * 1000 for level in levels), inputs["pooled_projections"])
     base, regional = model.context_embedder(inputs["encoder_hidden_states"]), model.context_embedder(regions)
     turns = {}
     for name, text in (("base", base), ("regional", regional)):
@@ -66,11 +64,11 @@ def regional_flux(
     for index, block in enumerate(model.transformer_blocks):
         own = mask if index % intervals[0] == 0 else None
         image, base, regional = _double(block, image, base, regional, temb, turns, own, base_ratio)
-    streams = torch.cat([base, image], 1), torch.cat([regional, image], 1)
+    base, regional = torch.cat([base, image], 1), torch.cat([regional, image], 1)
     for index, block in enumerate(model.single_transformer_blocks):
         own = mask if index % intervals[1] == 0 else None
-        streams = _single(block, *streams, image.shape[1], temb, turns, own, base_ratio)
-    found = model.norm_out(streams[1][:, -image.shape[1] :], temb)
+        base, regional = _single(block, base, regional, image.shape[1], temb, turns, own, base_ratio)
+    found = model.norm_out(regional[:, -image.shape[1] :], temb)
     return model.proj_out(found)
 
 
@@ -104,7 +102,8 @@ def _joint(attn: Any, image: Tensor, text: Tensor, turns: Any, mask: Tensor | No
     of_image = _heads(attn, image, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
     added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q, attn.norm_added_k)
     of_text = _heads(attn, text, *added)
-    out = _attend(*(torch.cat(pair, 1) for pair in zip(of_text, of_image, strict=True)), turns, mask)
+    query, key, value = (torch.cat(pair, 1) for pair in zip(of_text, of_image, strict=True))
+    out = _attend(query, key, value, turns, mask)
     said, seen = out[:, : text.shape[1]], out[:, text.shape[1] :]
     return attn.to_out[0](seen), attn.to_add_out(said)
 
@@ -123,8 +122,8 @@ def _single(
     for states, name, own in ((base, "base", None), (regional, "regional", mask)):
         normed, gate = block.norm(states, emb=temb)
         inner = block.act_mlp(block.proj_mlp(normed))
-        of = _heads(attn, normed, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
-        parts.append((states, _attend(*of, turns[name], own), inner, gate))
+        query, key, value = _heads(attn, normed, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
+        parts.append((states, _attend(query, key, value, turns[name], own), inner, gate))
     seen, twin = parts[1][1], parts[0][1]
     seen[:, -image:] = (1 - ratio) * seen[:, -image:] + ratio * twin[:, -image:]
     return tuple(s + gate.unsqueeze(1) * block.proj_out(torch.cat([a, inner], 2)) for s, a, inner, gate in parts)

@@ -78,7 +78,7 @@ class Decoding(Autoencoding):
         vae.encoder.requires_grad_(False)
 
     def forward(self, pixels: Tensor, error: Tensor) -> Tensor:  # type: ignore[override]
-        """Reconstruction loss of pictures (B, 3, H, W) in [-1, 1] from latents with an error (scaled latents' units)."""
+        """Reconstruction loss of pictures (B, 3, H, W) in [-1, 1], from latents with an error (of scaled latents)."""
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.mean
         painted = self.vae.decode(latents + error / self.vae.config.scaling_factor).sample.float()
