@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capriccio.errors import Cancelled, CapriccioError
-    from capriccio.scene import Edit, Lora, Scene, Style, Subject
+    from capriccio.scene import Edit, Lora, Region, Scene, Style, Subject
     from capriccio.studio import Painting, Studio
 
 __version__ = "0.1.0"
@@ -21,13 +21,14 @@ _HOMES = {
     "Edit": "scene",
     "Lora": "scene",
     "Painting": "studio",
+    "Region": "scene",
     "Scene": "scene",
     "Studio": "studio",
     "Style": "scene",
     "Subject": "scene",
 }
 
-__all__ = ["Cancelled", "CapriccioError", "Edit", "Lora", "Painting", "Scene", "Studio", "Style", "Subject"]
+__all__ = ["Cancelled", "CapriccioError", "Edit", "Lora", "Painting", "Region", "Scene", "Studio", "Style", "Subject"]
 
 
 def __getattr__(name: str) -> Any:

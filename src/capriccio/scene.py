@@ -221,6 +221,45 @@ class Edit(Condition):
         return self
 
 
+Edge = Annotated[float, Field(ge=0)]
+
+
+class Region(Condition):
+    """What to paint at one place of the picture.
+
+    Attributes:
+        prompt: What to paint there; ``(words)1.3`` weighs words.
+        box: Left, top, right, bottom: pixels, or fractions of the picture where none is above 1.
+        mask: Instead of a box: where to paint it, white on black, of the size of the picture.
+        strength: How much the place is held to its prompt, 0 (not at all) to 1; the method's own settings if ``None``.
+        name: What it is called, in the prompt as well.
+    """
+
+    noun = "a region"
+    kind: Literal["region"] = "region"
+    prompt: str
+    box: tuple[Edge, Edge, Edge, Edge] | None = None
+    mask: OnePicture | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
+    name: str | None = Field(None, min_length=1)
+
+    def __init__(self, /, prompt: Any = ..., box: Any = ..., **settings: Any) -> None:
+        super().__init__(prompt=prompt, box=box, **settings)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.box is None) == (self.mask is None):
+            given = "neither a box nor a mask" if self.box is None else "both a box and a mask"
+            raise CapriccioError(f"The region {self.prompt!r} came with {given}; give one of them.")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            numbers = ", ".join(f"{edge:g}" for edge in self.box)
+            raise CapriccioError(
+                f"The region {self.prompt!r} has the box ({numbers}), which holds nothing; give left, top, right and "
+                "bottom, as pixels or as fractions of the picture."
+            )
+        return self
+
+
 class Lora(Condition):
     """A low-rank adapter of the weights.
 
@@ -240,8 +279,14 @@ class Lora(Condition):
         super().__init__(path=os.fspath(path) if isinstance(path, os.PathLike) else path, **settings)
 
 
-AnyCondition = Annotated[Subject | Style | Edit | Lora, Field(discriminator="kind")]
-CONDITIONS: dict[str, type[Condition]] = {"subject": Subject, "style": Style, "edit": Edit, "lora": Lora}
+AnyCondition = Annotated[Subject | Style | Edit | Region | Lora, Field(discriminator="kind")]
+CONDITIONS: dict[str, type[Condition]] = {
+    "subject": Subject,
+    "style": Style,
+    "edit": Edit,
+    "region": Region,
+    "lora": Lora,
+}
 """Every kind of condition, by the name that a scene file gives it."""
 
 # --- the scene ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """The methods: one file a paper, and the table of them, the best first."""
 
-from capriccio.methods import diptych, inpainting
+from capriccio.methods import diptych, inpainting, regional_prompting
 from capriccio.plan import Method
 
-METHODS: dict[str, Method] = {method.name: method for method in (diptych.METHOD, inpainting.METHOD)}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (diptych.METHOD, inpainting.METHOD, regional_prompting.METHOD)
+}
 
 __all__ = ["METHODS", "Method"]
