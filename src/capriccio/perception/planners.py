@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -41,6 +41,7 @@ Ask = Callable[[list[Message]], str]
 
 MAX_ANSWER = 2**16
 """Characters of an answer that are read at most."""
+_MAX_OBJECTS = 500
 _MAX_RESPONSE = 2**22
 _LONGEST_PAUSE = 20.0
 _OTHERWISE = "use another model or the planner 'grammar', or write the page's regions by hand"
@@ -126,15 +127,14 @@ def _json_answer(answer: str) -> dict[str, Any] | None:
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     # Line breaks inside strings are forgiven: models write them.
-    decoder = json.JSONDecoder(strict=False)
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, stop = decoder.raw_decode(text, at)
-            yield value
-        except (ValueError, RecursionError):
-            stop = at + 1
-        at = text.find("{", stop)
+    decoder, stop = json.JSONDecoder(strict=False), 0
+    for opening in islice(re.finditer(r"\{\s*\"", text), _MAX_OBJECTS):
+        if opening.start() >= stop:
+            try:
+                value, stop = decoder.raw_decode(text, opening.start())
+                yield value
+            except (ValueError, RecursionError):
+                continue
 
 
 _RATIO_LINE = re.compile(r"final\s+split\s+ratio[\s*_`]*:[\s*_`]*([^\n]*)", re.IGNORECASE)
@@ -318,7 +318,8 @@ class Endpoint:
             raise _Unreachable(f"The planner at {self.url} {reply.trouble}; {_CHECK}.")
         if reply.status in (401, 403):
             told = f"refused the key in {self.key_env}" if self._key() else "wants a key"
-            raise _Unreachable(f"The planner at {self.url} {told}; set {self.key_env or 'key_env'} to a valid one.")
+            remedy = f"set {self.key_env} to a valid one" if self.key_env else "name its variable as key_env"
+            raise _Unreachable(f"The planner at {self.url} {told}; {remedy}.")
         if reply.status == 404:
             raise _Unreachable(
                 f"The planner at {self.url} has no model {self.model!r}, or no /chat/completions; check both names."
@@ -619,6 +620,7 @@ _WITH_BETWEEN = _words(
 _BETWEEN_THEM = _words(r"\b(?:in\s+)?between\s+(?:them|the\s+two)\b|\bin\s+between\b(?=\s*(?:[,.;]|$))")
 _NEXT = _words(rf"\s*(?:[,;.]\s*(?:and\b|plus\b)?|\band\b|\bplus\b|&|\bas\s+well\s+as\b)\s*(?=\b{_DET}\b|\{{)")
 _COMMAS = _words(r"\s*(?:[,;]\s*(?:and\b)?|\band\b)\s*")
+_SEVERAL = _words(r"(?:two|three|four|five|six|seven|eight|nine|ten|some|several)\b")
 _HAVING = _words(r"\b(?:with|wearing|in|holding|has|dressed)\b")
 _PHRASE_HEAD = _words(
     rf"^(?:{_DET})\s+([\w'-]+(?:\s+(?!(?:with|in|on|at|to|of|wearing|under|above|and\s+{_DET}|\w{{3,}}ing)\b)[\w'-]+)*)"
@@ -636,7 +638,7 @@ _BEHIND = _words(r"(?:[\s,;:.]+|(?<=\s)(?:and|while|is|are|placed|located|positi
 # What an entity has, rather than another entity: "wearing a hat and a scarf" is about one.
 _BELONGINGS = frozenset(
     word for section in ("accessories", "garments", "parts") for word in SECTIONS[section].split()
-) | set("face hair skin eyes eyebrows brows beard mustache moustache smile".split())
+) | {"face", "hair", "skin", "eyes", "eyebrows", "brows", "beard", "mustache", "moustache", "smile"}
 
 Place = tuple[str | None, str | None]
 """Row and column: ``"top"``, ``"left"``, ``"middle"`` and so on; neither is told by a bare ``"in the middle"``."""
@@ -756,9 +758,7 @@ def _arranged(told: _Told, name: str, found: re.Match[str]) -> _Told:
     if behind and (rest.lstrip().startswith(":") or not before):
         subjects = behind
     elif behind and _NEXT.match(f", {behind}"):
-        if len(_split(before)) > 1 or not re.match(
-            r"(?:two|three|four|five|six|some|several)\b", before, re.IGNORECASE
-        ):
+        if len(_split(before)) > 1 or not _SEVERAL.match(before):
             raise CapriccioError(f"{behind!r} comes without a place; {_SAY}.")
         subjects = behind
     else:
