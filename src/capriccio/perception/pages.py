@@ -1,7 +1,7 @@
 """The page: which part of a picture shows what, as plain data that a person can save, edit and paint later.
 
 A page is cut into rows, and each row into cells, by the split ratios of RPG (Yang et al. 2024, "Mastering Text-to-Image
-Diffusion: Recaptioning, Planning, and Generating with Multimodal LLMs", section 2.2 and its prompt template):
+Diffusion: Recaptioning, Planning, and Generating with Multimodal LLMs"; the grammar is that of its prompt template):
 
     Page(prompt="a cat beside a dog", base="a cat beside a dog", ratio="1,1", regions=("a cat", "a dog"))
 """

@@ -70,7 +70,7 @@ def planner(name: str) -> Planner:
         address, _, model = name.partition("#")
         return LanguagePlanner(endpoint(address, model))
     # One slash, as repositories have; a path from here or from the root is a folder or nothing.
-    if Path(name).expanduser().is_dir() or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+    if (name and Path(name).expanduser().is_dir()) or re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         return LanguagePlanner(local(name))
     hint = nearest(name, ["grammar"])
     raise CapriccioError(
@@ -626,7 +626,7 @@ _PHRASE_HEAD = _words(
     rf"^(?:{_DET})\s+([\w'-]+(?:\s+(?!(?:with|in|on|at|to|of|wearing|under|above|and\s+{_DET}|\w{{3,}}ing)\b)[\w'-]+)*)"
 )
 _LEFT_OVER = _words(
-    r"\b(?:left|right|above|below|beneath|underneath|between|opposite|either\s+side)\b"
+    r"(?:^(?:over|under|atop)|\b(?:left|right|above|below|beneath|underneath|between|opposite|either\s+side))\b"
     r"(?![\s-]+(?:hand|foot|arm|leg|eye|ear|wing|paw|shoulder)\b)"
 )
 _BEFORE = _words(
