@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -45,6 +43,7 @@ from capriccio.attention import (
 )
 from capriccio.attention.forms import literal_matrices, literal_weights
 from capriccio.evaluation import reports
+from capriccio.evaluation.timing import in_turn, ratio
 
 DIPTYCH = Weigh("image:right", "image:left", 1.3)
 
@@ -106,31 +105,6 @@ def diptych_literal(size: Size, query: Tensor, key: Tensor, value: Tensor) -> Te
     image = weights[:, :, size.text :, size.text :].unflatten(3, grid).unflatten(2, grid)
     image[:, :, :, half:, :, :half] *= DIPTYCH.weight
     return (weights @ value).transpose(1, 2)
-
-
-def in_turn(functions: Sequence[Callable[[], object]], rounds: int, device: str) -> list[list[float]]:
-    """Return seconds for each function and round, measured in turn after one warm-up."""
-    times: list[list[float]] = [[] for _ in functions]
-    for index in range(rounds + 1):
-        for function, own in zip(functions, times, strict=True):
-            synchronise(device)
-            start = time.perf_counter()
-            function()
-            synchronise(device)
-            if index:
-                own.append(time.perf_counter() - start)
-    return times
-
-
-def synchronise(device: str) -> None:
-    """Wait for the device to finish."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Return the median of the ratios of neighbouring measurements."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def attention_row(name: str, edits: Sequence[AttentionEdit], size: Size, rounds: int, device: str) -> Row:

@@ -19,7 +19,7 @@ from capriccio.errors import CapriccioError
 from capriccio.evaluation.published import regional_flux, regional_mask
 from capriccio.methods import METHODS
 from capriccio.plan import Plan, make_plan
-from capriccio.sampling import paint
+from capriccio.sampling import paint, paint_latents
 from capriccio.scene import Lora, Region, Scene, Subject
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "seed": 3}
@@ -43,15 +43,7 @@ def plan_of(backbone: Any, *conditions: Any, prompt: str = "a street", **setting
 
 
 def latents_of(backbone: Any, *conditions: Any, **settings: Any) -> Tensor:
-    """Paint, and return the clean latents instead of pictures."""
-    found: list[Tensor] = []
-    decode = type(backbone).decode
-    try:
-        type(backbone).decode = lambda self, latents, *grid: found.append(latents) or decode(self, latents, *grid)
-        paint([plan_of(backbone, *conditions, **settings)], backbone)
-    finally:
-        type(backbone).decode = decode
-    return torch.cat(found)
+    return paint_latents(plan_of(backbone, *conditions, **settings), backbone)
 
 
 def regions(*places: Region, **options: Any) -> list[Region]:

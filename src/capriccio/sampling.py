@@ -183,6 +183,18 @@ def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None =
     return results
 
 
+def paint_latents(plan: Plan, backbone: Backbone) -> Tensor:
+    """Paint the first pictures of a plan, as many as go together, and return their clean latents undecoded."""
+    batch = [(0, seed) for seed in plan.scene.all_seeds()][: backbone.defaults.rows]
+    with backbone.adapters(plan.engine, plan.loras):
+        try:
+            outputs = [prepare(plan)]
+            with _attached(backbone.denoiser(plan.engine), plan.programs) as attachments:
+                return _run([plan], outputs, backbone, batch, attachments, lambda step, estimate: None)
+        finally:
+            backbone.free()
+
+
 @contextmanager
 def _attached(
     denoiser: nn.Module, programs: Sequence[CompiledProgram]

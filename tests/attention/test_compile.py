@@ -158,14 +158,26 @@ def test_an_edit_moves_its_queries_alone():
     assert torch.allclose((edited - plain)[:, right], change[:, right], atol=1e-5)
 
 
-def test_regions_are_one_unmasked_call_each():
-    region = np.arange(1200) // 300
+def test_large_regions_are_one_unmasked_call_each():
+    region = np.arange(3200) // 800
     groups = {f"region/{i}": region == i for i in range(4)}
-    layout = TokenLayout(1200, groups)
-    form = check([See(name, name) for name in groups], layout)
+    form = check([See(name, name) for name in groups], TokenLayout(3200, groups))
     assert len(form.calls) == 4
     assert "0.25 x the work" in form.text
     assert all(isinstance(call.look.keys, slice) and isinstance(call.look.queries, slice) for call in form.calls)
+
+
+def test_small_regions_of_equal_size_are_one_batched_call():
+    region = np.arange(1200) % 5  # interleaved: four of a size, and a fifth that sees one of them as well
+    groups = {f"region/{i}": region == i for i in range(5)}
+    edits = [*(See(name, name) for name in groups), See("region/4", "region/0"), Weigh("region/1", "region/1", 2.0)]
+    form = check(edits, TokenLayout(1200, groups))
+    assert sorted(call.look.groups for call in form.calls) == [1, 1, 3]
+    assert "3 groups of equal size in batches" in form.text
+    scaled = [KeyScale(f"region/{i}", f"region/{i}", 0.5 + i) for i in range(4)]
+    weighed = [Weigh(f"region/{i}", f"region/{i}", 0.5 + i) for i in range(4)]
+    form = check([*edits[:5], *scaled, *weighed], TokenLayout(1200, groups), masks=False)
+    assert sorted(call.look.groups for call in form.calls) == [1, 4]
 
 
 def test_many_small_groups_fall_back_to_a_dense_mask_and_say_so():

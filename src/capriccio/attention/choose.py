@@ -8,14 +8,15 @@ Queries that see the same keys with the same weights form one group, and a group
   take no mask, ``SDPA(Q, K, diag(w) V) / SDPA(Q, K, w)``;
 * weigh: rows of V are scaled, ``SDPA(Q, K, diag(w) V)``;
 * tap: ``SDPA(Q, K, indicator(columns))``;
-* mix: the twin's queries are a group of their own, and two outputs become one.
+* mix: the twin's queries are a group of their own, and two outputs become one;
+* small groups of equal size, such as regions of one shape, become the rows of one batched call.
 
 A dense mask is the last resort, taken where many small groups would cost more, and the form says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -40,6 +41,7 @@ from capriccio.attention.program import (
 # Cost of attention per (query, key) pair relative to one long unmasked call, and of making a call at all (in pairs).
 # Measured on 2 CPU cores, 4 heads x 64, fp32: kernels work in blocks of queries and waste part of a short one.
 _SHORT, _VERY_SHORT, _DENSE, _OVERHEAD = 1.15, 1.6, 1.3, 4_000
+_FILLS = 768  # queries of a call that gains nothing from being batched with others
 
 Size = tuple[int, int]
 """Numbers of queries N and of keys M."""
@@ -168,11 +170,47 @@ def choose_form(
         return None
     fine = {tap.name: finest.get(tap.name, asking) for tap in taps}
     readings = tuple(_reading(tap, clusters, calls, layout, fine[tap.name]) for tap in taps)
+    outs = [_index(_members(groups), asking.length) for groups in clusters]
+    calls, outs = _batched(calls, outs, size, asking.length)
     text = _describe(clusters, calls, readings, size) + ", states remembered" * bool(features)
     text += ", the twin mixed in" * bool(mixes)
-    outs = tuple(_index(_members(groups), asking.length) for groups in clusters)
     keep = None if asking.places is None else _index(asking.home, asking.length)
-    return Form(asking.length, calls, readings, features, text, outs, mixes, keep)
+    return Form(asking.length, calls, readings, features, text, tuple(outs), mixes, keep)
+
+
+def _batched(
+    calls: Sequence[Call], outs: Sequence[Index | None], size: Size, length: int
+) -> tuple[tuple[Call, ...], list[Index | None]]:
+    """Put calls of equal size, none of which fills the cores by itself, into one."""
+    alike: dict[Hashable, list[int]] = {}
+    for number, call in enumerate(calls):
+        look, shape = call.look, (_count(call.look.queries, size[0]), _count(call.look.keys, size[1]))
+        fits = shape[0] < _FILLS and look.mask is None and look.ratio is None and not look.nothing
+        alike.setdefault((*shape, call.weights is None, look.scales is None) if fits else number, []).append(number)
+    batched, places = [], []
+    for numbers in alike.values():
+        own = [calls[number] for number in numbers]
+        batched.append(own[0] if len(own) == 1 else _one_call(own, size))
+        places.append(
+            outs[numbers[0]] if len(own) == 1 else _index(_joined([outs[k] for k in numbers], length), length)
+        )
+    return tuple(batched), places
+
+
+def _one_call(calls: Sequence[Call], size: Size) -> Call:
+    looks = [call.look for call in calls]
+    queries = _index(_joined([look.queries for look in looks], size[0]), size[0])
+    keys = _index(_joined([look.keys for look in looks], size[1]), size[1])
+    scales = [look.scales for look in looks if look.scales is not None]
+    weights = [call.weights for call in calls if call.weights is not None]
+    look = Look(queries, keys, scales=torch.cat(scales) if scales else None, groups=len(calls))
+    return Call(look, torch.cat(weights) if weights else None)
+
+
+def _joined(indices: Sequence[Index | None], length: int) -> np.ndarray:
+    """Return positions as one array, in the order given."""
+    whole = np.arange(length)
+    return np.concatenate([whole if index is None else whole[index] for index in indices])
 
 
 def _mixing(mix: Mix, asking: TokenLayout) -> Mixing:
@@ -299,6 +337,9 @@ def _describe(clusters: list[list[Group]], calls: Sequence[Call], readings: Sequ
     looks = [call.look for call in calls]
     fused = sum(not look.nothing for look in looks)
     notes = [f"{fused} fused call{'s' * (fused != 1)} over " + " + ".join(str(_size(c)) for c in clusters) + " queries"]
+    notes += [f"{sum(look.groups for look in looks if look.groups > 1)} groups of equal size in batches"] * any(
+        look.groups > 1 for look in looks
+    )
     notes += ["keys gathered"] * any(look.keys is not None for look in looks)
     notes += ["keys scaled"] * any(look.scales is not None for look in looks)
     notes += ["values scaled"] * any(call.weights is not None for call in calls)
@@ -323,7 +364,7 @@ def _count(index: Index | None, length: int) -> int:
 
 def look_pairs(look: Look, size: Size) -> int:
     pairs = 0 if look.nothing else _count(look.queries, size[0]) * _count(look.keys, size[1])
-    return pairs * (1 if look.ratio is None else 2)
+    return pairs * (1 if look.ratio is None else 2) // look.groups
 
 
 def pairs_of(calls: Iterable[Call], size: Size) -> int:

@@ -58,6 +58,8 @@ class Look:
         ratio: Renormalised weights (m,) for kernels that take no mask: a quotient of two unmasked calls.
         scales: Factors (m,) of the logits, carried by the rows of K; ``None`` is 1 everywhere.
         nothing: The queries see no key at all and give 0.
+        groups: How many groups of equal size the queries and the keys fall into, one after the other; each group looks
+            at its own keys, all in one call.
     """
 
     queries: Index | None
@@ -66,6 +68,7 @@ class Look:
     ratio: Tensor | None = None
     scales: Tensor | None = None
     nothing: bool = False
+    groups: int = 1
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
         """Return the attention output (B, n, H, D).
@@ -88,13 +91,17 @@ class Look:
         mask = self.mask
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
-        return core(query, key, value, mask)
+        if self.groups == 1:
+            return core(query, key, value, mask)
+        # groups become rows of the batch
+        query, key, value = (x.unflatten(1, (self.groups, -1)).flatten(0, 1) for x in (query, key, value))
+        return core(query, key, value, mask).unflatten(0, (-1, self.groups)).flatten(1, 2)
 
     def to(self, device: torch.device) -> Look:
         """Return the same look with its tensors on ``device``."""
         queries, keys = _moved(self.queries, device), _moved(self.keys, device)
         mask, ratio, scales = (_moved(x, device) for x in (self.mask, self.ratio, self.scales))
-        return Look(queries, keys, mask, ratio, scales, self.nothing)
+        return Look(queries, keys, mask, ratio, scales, self.nothing, self.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +211,7 @@ class Form:
 
     def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
         """Return the attention output (B, N, H, D)."""
-        if len(self.calls) == 1 and not self.mixes:
+        if len(self.calls) == 1 and self.outs[0] is None and not self.mixes:
             return self.calls[0].run(query, key, value, core)
         out = query.new_empty(query.shape[0], self.length, *query.shape[2:])
         for call, place in zip(self.calls, self.outs, strict=True):
