@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capriccio.errors import Cancelled, CapriccioError
-    from capriccio.scene import Edit, Lora, Region, Scene, Style, Subject
+    from capriccio.scene import Edit, Layout, Lora, Region, Scene, Style, Subject
     from capriccio.studio import Painting, Studio
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ _HOMES = {
     "Cancelled": "errors",
     "CapriccioError": "errors",
     "Edit": "scene",
+    "Layout": "scene",
     "Lora": "scene",
     "Painting": "studio",
     "Region": "scene",
@@ -28,7 +29,19 @@ _HOMES = {
     "Subject": "scene",
 }
 
-__all__ = ["Cancelled", "CapriccioError", "Edit", "Lora", "Painting", "Region", "Scene", "Studio", "Style", "Subject"]
+__all__ = [
+    "Cancelled",
+    "CapriccioError",
+    "Edit",
+    "Layout",
+    "Lora",
+    "Painting",
+    "Region",
+    "Scene",
+    "Studio",
+    "Style",
+    "Subject",
+]
 
 
 def __getattr__(name: str) -> Any:

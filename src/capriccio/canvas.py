@@ -5,6 +5,7 @@ Masks are boolean arrays (height, width) in pixels; boxes are whole pixels; toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import interpolate, max_pool2d
 
 from capriccio.errors import CapriccioError, nearest
 
@@ -190,6 +191,29 @@ def to_pixels(picture: Image.Image) -> Tensor:
 def latent_cells(mask: Tensor, factor: int) -> Tensor:
     """Return which latent cells (B, 1, H/f, W/f) a pixel mask (B, 1, H, W) touches at all; values 0 and 1."""
     return max_pool2d(mask, factor)
+
+
+def collage(latents: Tensor, cells: Sequence[Box], ratio: float, size: tuple[int, int]) -> Tensor:
+    """Put pictures together: ``x = ratio x_base + (1 - ratio) x_cells``, where cells hold whole pictures, resized.
+
+    Args:
+        latents: (1 + cells, C, H, W): the base, then one for each cell, which together cover everything.
+        cells: In pixels.
+        ratio: Weight of the base.
+        size: Width and height of the picture in pixels.
+
+    Returns:
+        (1, C, H, W).
+    """
+    base, *others = latents.split(1)
+    together = base.clone()
+    across, down = size[0] // base.shape[-1], size[1] // base.shape[-2]
+    for box, whole in zip(cells, others, strict=True):
+        left, top, right, bottom = box.corners
+        cell = together[..., top // down : bottom // down, left // across : right // across]
+        # the nearest latent, for a mean of several would take from the variance of the noise
+        cell.copy_(interpolate(whole, size=cell.shape[-2:], mode="nearest-exact"))
+    return ratio * base + (1 - ratio) * together
 
 
 def hold(

@@ -19,7 +19,7 @@ from PIL import Image
 from capriccio import text
 from capriccio.attention import AttentionProgram, CompiledProgram, Layout, Steps
 from capriccio.backbones.base import Backbone
-from capriccio.canvas import Canvas, Mask
+from capriccio.canvas import Box, Canvas, Mask
 from capriccio.errors import CapriccioError, nearest
 from capriccio.guidance import Branch, Chain, classifier_free
 from capriccio.phases import POSITIVE, Phase, Prompt, Reader, named_groups
@@ -60,6 +60,21 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Collage:
+    """A rule of the latents: passages are not read beside the prompt, each denoises a picture of its own instead.
+
+    After each step every one of these pictures is resized to its cell, and the prompt's own is mixed with the cells.
+
+    Attributes:
+        cells: Where each passage goes, in pixels.
+        ratio: Weight of the prompt's own latents, 0 to 1.
+    """
+
+    cells: tuple[Box, ...]
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """The numbers of a run, as `Scene` names them."""
 
@@ -88,6 +103,7 @@ class Draft:
         program: Edits of attention.
         passages: Texts that the positive branch reads beside the prompt, by name.
         reading: Steps in which it reads them.
+        collage: How passages are put together as pictures of their own, instead of being read beside the prompt.
         trim: Whether passages are read without most of their padding (an approximation: models learned with it).
         preparations: In order.
         finish: In order.
@@ -106,6 +122,7 @@ class Draft:
     program: AttentionProgram = field(default_factory=AttentionProgram)
     passages: Mapping[str, str] = field(default_factory=dict)
     reading: Steps = field(default_factory=Steps)
+    collage: Collage | None = None
     trim: bool = False
     preparations: tuple[Preparation, ...] = ()
     finish: tuple[Finish, ...] = ()
@@ -222,7 +239,9 @@ class Cost:
 class Plan:
     """What will happen; print it, or take `as_dict`.
 
-    Of the steps of the schedule, the run takes ``num_steps`` from the one at index ``start`` on.
+    Of the steps of the schedule, the run takes ``num_steps`` from the one at index ``start`` on. A picture is one row
+    of a forward for each of its ``voices``, the encoded texts that paint it in the positive branch: the prompt alone,
+    unless a ``collage`` puts several together.
     """
 
     scene: Scene
@@ -242,6 +261,8 @@ class Plan:
     branches: tuple[Branch, ...]
     guidance: Chain
     phases: tuple[Phase, ...]
+    collage: Collage | None
+    voices: tuple[str, ...]
     loras: tuple[Lora, ...]
     preparations: tuple[Preparation, ...]
     finish: tuple[Finish, ...]
@@ -272,7 +293,7 @@ class Plan:
             (steps, one.roles, one.lengths, one.compiled.program, named_groups(one.compiled)) for steps, one in passes
         )
         numbers = (self.control_scale, self.strength, self.guidance_scale)
-        own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.loras)
+        own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.loras, self.collage, len(self.voices))
         steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
         return (*own, *steps, attention)
 
@@ -281,7 +302,11 @@ class Plan:
         return {
             "method": [_method_words(self.method, self.options)],
             "prepare": [f"{p.name} ({p.kind}): {p.says}" for p in self.preparations],
-            "canvas": [str(self.canvas), _engine_words(self.engine, self.control_scale, self.strength)],
+            "canvas": [
+                str(self.canvas),
+                _engine_words(self.engine, self.control_scale, self.strength),
+                *([_collage_words(self.collage)] if self.collage else []),
+            ],
             "tokens": [str(self.layout)],
             "phases": self._phase_words(),
             "attention": list(dict.fromkeys(line for program in self.programs for line in program.lines()))
@@ -456,7 +481,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         names=tuple(dict.fromkeys(name for name, _, _ in draft.scene.mentions)),
         forwards=guidance.forwards(backbone.together),
         prompts=prompts,
-        passages=passages,
+        passages=() if draft.collage else passages,
         reading=draft.reading,
         program=draft.program,
         num_steps=num_steps,
@@ -481,11 +506,13 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         branches=tuple(Branch(role, prompts[role].words) for role in guidance.roles),
         guidance=guidance,
         phases=phases,
+        collage=draft.collage,
+        voices=(prompts[POSITIVE].output, *(passage.output for passage in passages if draft.collage)),
         loras=_loras(draft.scene),
         preparations=draft.preparations,
         finish=draft.finish,
         rows=rows,
-        cost=_cost(draft, phases, rows),
+        cost=_cost(draft, phases, rows, voices=1 + len(passages) if draft.collage else 1),
         notes=draft.notes,
     )
 
@@ -640,7 +667,7 @@ def _lora_notes(scene: Scene) -> list[str]:
     return [f"The LoRA {path!r} has weight 0 and is left out." for path in left_out]
 
 
-def _cost(draft: Draft, phases: Sequence[Phase], rows: int) -> Cost:
+def _cost(draft: Draft, phases: Sequence[Phase], rows: int, voices: int) -> Cost:
     backbone, engine, image = draft.backbone, draft.engine, _canvas(draft).num_tokens
     heads, width = backbone.heads(engine)
     passes = [(phase.steps, one) for phase in phases for one in phase.passes]
@@ -648,13 +675,13 @@ def _cost(draft: Draft, phases: Sequence[Phase], rows: int) -> Cost:
     for steps, one in passes:
         linear = backbone.flops(engine, sum(one.lengths), image, base=one.lengths[0], twin=one.twins)
         attention = sum(sum(one.compiled.flops(heads, width, step, role)) for step in steps for role in one.roles)
-        flops += len(steps) * len(one.roles) * linear + attention
+        flops += voices * (len(steps) * len(one.roles) * linear + attention)
     # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
     states = int(np.max(np.multiply(heads, width)))
     longest = max(len(one.roles) * (one.compiled.layout.length + one.twins) for _, one in passes)
     text = max(sum(one.lengths) for _, one in passes)
-    forwards = sum(len(steps) * len(one.roles) for steps, one in passes)
-    return Cost(text, image, forwards, flops, backbone.memory, 12 * 4 * rows * longest * states)
+    forwards = voices * sum(len(steps) * len(one.roles) for steps, one in passes)
+    return Cost(text, image, forwards, flops, backbone.memory, 12 * 4 * rows * voices * longest * states)
 
 
 def _method_words(method: Method | None, options: Any) -> str:
@@ -672,6 +699,14 @@ def _engine_words(engine: str | None, control_scale: float, strength: float) -> 
         "fill": "engine fill: the model reads the known part as input channels",
         "hold": "engine hold: known latents are held on their path from the noise of the run, without training",
     }[engine] + start
+
+
+def _collage_words(collage: Collage) -> str:
+    cells = "; ".join(map(str, collage.cells))
+    return (
+        f"collage: after each step {len(collage.cells)} pictures are resized into their cells ({cells}) and mixed with "
+        f"{collage.ratio:g} of the prompt's own"
+    )
 
 
 def _lora_words(lora: Lora) -> str:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from capriccio.attention import Attachment, CompiledProgram
 from capriccio.backbones import schedules
 from capriccio.backbones.base import Backbone, Inputs, Known, Text
-from capriccio.canvas import hold
+from capriccio.canvas import collage, hold
 from capriccio.errors import Cancelled
 from capriccio.guidance import Chain
-from capriccio.phases import Pass
+from capriccio.phases import POSITIVE, Pass
 from capriccio.plan import KNOWN, START, Plan, prepare
 
 
@@ -120,6 +120,7 @@ def denoise(
     clean: Tensor | None = None,
     start: int = 0,
     generators: list[torch.Generator] | None = None,
+    rule: Callable[[Tensor], Tensor] = lambda latents: latents,
 ) -> Tensor:
     """The denoising loop: from noise to clean latents.
 
@@ -132,6 +133,7 @@ def denoise(
         clean: Latents of a picture to start from, noised; from noise alone if ``None``.
         start: Index of the first timestep.
         generators: Of schedulers that draw noise between steps, one for each row.
+        rule: What becomes of the latents after each step.
     """
     if start:
         schedules.begin_at(scheduler, start)
@@ -143,6 +145,7 @@ def denoise(
         if known is not None and known.latents is not None and known.keep is not None:
             signal, sigma = schedules.levels(scheduler, index + 1, latents)
             latents = hold(latents, known.latents, noise, known.keep, sigma, signal)
+        latents = rule(latents)
         told(index - start + 1, estimate)
     return latents
 
@@ -220,22 +223,59 @@ def _run(
     plan, own = plans[0], [outputs[index] for index, _ in batch]
     known = None if plan.engine is None else Known.stack([output[KNOWN] for output in own])
     forwards = [
-        Forward(phase.steps, one.roles, _read(one, own), attachments[one.compiled])
+        Forward(phase.steps, one.roles, _read(plan, one, own), attachments[one.compiled])
         for phase in plan.phases
         for one in phase.passes
     ]
     inputs = Inputs(plan.canvas.grid, plan.engine, known, plan.guidance_scale, plan.control_scale)
+    voices = len(plan.voices)
     generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
     noise = torch.cat([backbone.noise(generator, *plan.canvas.grid) for generator in generators])
+    noise = noise.repeat_interleave(voices, 0) if voices > 1 else noise
     clean = torch.cat([output[START] for output in own]) if plan.strength < 1 else None
     scheduler = backbone.schedule(plan.scene.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
     predictor = Predictor(backbone, plan.guidance, forwards, inputs)
-    return denoise(predictor, scheduler, noise, known, told, clean=clean, start=plan.start, generators=generators)
+    painted = denoise(
+        predictor,
+        scheduler,
+        noise,
+        known,
+        told,
+        clean=clean,
+        start=plan.start,
+        generators=_each(generators, voices),
+        rule=_rule(plan, backbone),
+    )
+    return painted[::voices] if voices > 1 else painted
 
 
-def _read(one: Pass, outputs: Sequence[Mapping[str, Any]]) -> Text:
-    """Return what the rows of a forward read, those of a role together."""
-    rows = [Text.join([output[name] for name in one.texts[role]]) for role in one.roles for output in outputs]
+def _each(generators: list[torch.Generator], voices: int) -> list[torch.Generator]:
+    """Return a generator for each row: the rows of a picture draw alike, each from a copy of its generator."""
+    return [generator.clone_state() for generator in generators for _ in range(voices)] if voices > 1 else generators
+
+
+def _rule(plan: Plan, backbone: Backbone) -> Callable[[Tensor], Tensor]:
+    """Return what becomes of the latents after each step: one collage in all rows of a picture."""
+    found, grid, size = plan.collage, plan.canvas.grid, (plan.canvas.width, plan.canvas.height)
+    if found is None:
+        return lambda latents: latents
+
+    def put_together(latents: Tensor) -> Tensor:
+        pictures = backbone.as_grid(latents, grid).split(len(plan.voices))
+        merged = torch.cat([collage(rows, found.cells, found.ratio, size) for rows in pictures])
+        return backbone.from_grid(merged.repeat_interleave(len(plan.voices), 0))
+
+    return put_together
+
+
+def _read(plan: Plan, one: Pass, outputs: Sequence[Mapping[str, Any]]) -> Text:
+    """Return what the rows of a forward read, those of a role together, those of a picture's voices together."""
+    rows = []
+    for role in one.roles:
+        texts = [one.texts[role]] * len(plan.voices)
+        if plan.collage and role == POSITIVE:
+            texts = [(voice,) for voice in plan.voices]
+        rows += [Text.join([output[name] for name in names]) for output in outputs for names in texts]
     return Text.stack(rows)
 
 

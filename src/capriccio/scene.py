@@ -100,8 +100,8 @@ class Model(BaseModel):
             raise CapriccioError(_sentence(type(self), error)) from None
 
     def __hash__(self) -> int:
-        # Options are a dictionary: equal models hash alike without them.
-        return hash((type(self), *(value for name, value in self if name != "options")))
+        # Options and pages are dictionaries: equal models hash alike without them.
+        return hash((type(self), *(value for name, value in self if not isinstance(value, dict))))
 
 
 class Condition(Model):
@@ -260,6 +260,26 @@ class Region(Condition):
         return self
 
 
+class Layout(Condition):
+    """Let a planner divide the picture into regions, each with a prompt of its own.
+
+    Attributes:
+        planner: ``"grammar"``, which reads plain sentences; the address of an OpenAI-compatible endpoint
+            (``https://host/v1#model``), or a language model of transformers (a folder or repository).
+        page: A page that was planned before, as ``capriccio.perception.pages.Page`` holds it; then nobody is asked.
+    """
+
+    noun = "a layout"
+    kind: Literal["layout"] = "layout"
+    planner: str = Field("grammar", min_length=1)
+    page: dict[str, Any] | None = None
+
+    @field_validator("page")
+    @classmethod
+    def _plain_page(cls, page: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if page is None else json.loads(json.dumps(page))
+
+
 class Lora(Condition):
     """A low-rank adapter of the weights.
 
@@ -279,12 +299,13 @@ class Lora(Condition):
         super().__init__(path=os.fspath(path) if isinstance(path, os.PathLike) else path, **settings)
 
 
-AnyCondition = Annotated[Subject | Style | Edit | Region | Lora, Field(discriminator="kind")]
+AnyCondition = Annotated[Subject | Style | Edit | Region | Layout | Lora, Field(discriminator="kind")]
 CONDITIONS: dict[str, type[Condition]] = {
     "subject": Subject,
     "style": Style,
     "edit": Edit,
     "region": Region,
+    "layout": Layout,
     "lora": Lora,
 }
 """Every kind of condition, by the name that a scene file gives it."""
@@ -656,6 +677,12 @@ def _without_files(data: dict[str, Any], path: Path) -> dict[str, Any]:
                         f"The recipe in {str(path)!r} names the file {_short(item)}, which a recipe may not open; "
                         f"give the file yourself with --{condition.get('kind', 'subject')}."
                     )
+        planner = condition.get("planner", "grammar")
+        if condition.get("kind") == "layout" and planner != "grammar" and not condition.get("page"):
+            raise CapriccioError(
+                f"The recipe in {str(path)!r} asks the planner {_short(planner)}, which a recipe may not choose; name "
+                "the planner yourself."
+            )
         return condition
 
     return _each_condition(data, check)

@@ -223,6 +223,12 @@ class Backbone(Protocol):
     def noise(self, seed: int | torch.Generator, rows: int, columns: int) -> Tensor:
         """Draw unit noise of one row for a grid of tokens, from a seed or from a generator that is used further."""
 
+    def as_grid(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return latents as a picture of image tokens, (B, channels of a token, rows, columns)."""
+
+    def from_grid(self, latents: Tensor) -> Tensor:
+        """Return what `as_grid` was given."""
+
     def schedule(self, name: str | None, steps: int, tokens: int) -> Any:
         """Return a fresh scheduler whose timesteps are set."""
 

@@ -150,6 +150,14 @@ class FluxBackbone(Wrapped):
         size = rows * self.token, columns * self.token
         return FluxPipeline._unpack_latents(tokens, *size, self.factor)
 
+    def as_grid(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return tokens (B, N, C) as a picture of them, (B, C, rows, columns)."""
+        return latents.transpose(1, 2).unflatten(2, grid)
+
+    def from_grid(self, latents: Tensor) -> Tensor:
+        """Return what `as_grid` was given."""
+        return latents.flatten(2).transpose(1, 2).contiguous()
+
     def noise(self, seed: int | torch.Generator, rows: int, columns: int) -> Tensor:
         """Draw the starting latents (1, N, C) of a seed, on the CPU so that seeds travel."""
         shape = (1, self.channels, 2 * rows, 2 * columns)

@@ -192,6 +192,14 @@ class UNetBackbone(Wrapped):
 
     # --- latents ---
 
+    def as_grid(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return latents (B, C, H, W) as they are: a token in the finest layers is one of them."""
+        return latents
+
+    def from_grid(self, latents: Tensor) -> Tensor:
+        """Return what `as_grid` was given."""
+        return latents
+
     def noise(self, seed: int | torch.Generator, rows: int, columns: int) -> Tensor:
         """Draw unit noise (1, C, rows, columns) of a seed, on the CPU so that seeds travel."""
         shape = (1, self.channels, rows, columns)
