@@ -8,7 +8,7 @@ layers; below, what each is called, how many tokens it has, and its prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from colorsys import hls_to_rgb
 from dataclasses import dataclass, field
 from itertools import count
@@ -80,6 +80,7 @@ class Drawing:
         picture: What is known of the canvas, of its size.
         paint: Where it is painted anew, booleans (height, width); everywhere if ``None``.
         grid: Whether cells are told apart by thin lines.
+        notes: Sentences below everything else.
     """
 
     width: int
@@ -92,6 +93,7 @@ class Drawing:
     picture: Image.Image | None = None
     paint: Mask | None = None
     grid: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def overlay(plan: Plan) -> Image.Image:
@@ -122,6 +124,7 @@ def overlay(plan: Plan) -> Image.Image:
             {name: (_panel_words(plan, name, box, paint), box) for name, box in canvas.panels},
             _unpainted(canvas, known.get(CANVAS), paint),
             paint,
+            notes=tuple(_notes(plan, paint)),
         )
     )
 
@@ -180,6 +183,15 @@ def _unpainted(canvas: Canvas, picture: Image.Image | None, paint: Mask | None) 
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
+def _notes(plan: Plan, paint: Mask | None) -> Iterator[str]:
+    if paint is not None:
+        rest = "" if paint.all() else "; the rest is known"
+        yield f"Hatched is what is painted, {paint.mean():.0%} of the canvas{rest}."
+    finds = [step.says for step in plan.preparations if step.kind == "masks"]
+    if finds:
+        yield f"Shown as given; before painting: {', '.join(finds)}."
+
+
 def _tokens(cells: Mask) -> str:
     return f"{int(cells.sum())} of {cells.size} tokens"
 
@@ -231,7 +243,7 @@ def _palette(patches: Sequence[Patch]) -> list[Colour]:
     return [_FAINT if patch.name.endswith(("background", "nowhere")) else next(colours) for patch in patches]
 
 
-def _endless_colours() -> Any:
+def _endless_colours() -> Iterator[Colour]:
     yield from _COLOURS
     # The golden angle: however many there are, neighbours differ.
     for number in count():
@@ -337,8 +349,7 @@ def _legend(drawing: Drawing, colours: Sequence[Colour], font: Any, width: int) 
         (f"{patch.name.removeprefix('image:')}: {patch.size}", patch.prompt, colour)
         for patch, colour in zip(drawing.patches, colours, strict=True)
     ]
-    if drawing.paint is not None:
-        rows.append((f"hatched: painted, {drawing.paint.mean():.0%} of the canvas; the rest is known", "", None))
+    rows += [("", note, None) for note in drawing.notes]
     lines = [(wrapped(head, font, width - indent), wrapped(prompt, font, width - indent)) for head, prompt, _ in rows]
     gap = letters // 2
     height = sum(len(head) * line + len(prompt) * line + gap for head, prompt in lines)
