@@ -250,7 +250,9 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
     if by is None and not options:
         return scene
     if all(isinstance(condition, Lora) for condition in scene.conditions):
-        raise CapriccioError("--by and --option need a condition to work on; add --subject, --style, --edit or --region.")
+        raise CapriccioError(
+            "--by and --option need a condition to work on; add --subject, --style, --edit or --region."
+        )
 
     def given(condition: Condition) -> Condition:
         settings = dict(condition) | {"options": condition.options | options} | ({"by": by} if by else {})

@@ -189,7 +189,7 @@ def _notes(plan: Plan, paint: Mask | None) -> Iterator[str]:
         yield f"Hatched is what is painted, {paint.mean():.0%} of the canvas{rest}."
     finds = [step.says for step in plan.preparations if step.kind == "masks"]
     if finds:
-        yield f"Shown as given; before painting: {', '.join(finds)}."
+        yield f"Pictures are shown as given; before painting: {', '.join(finds)}."
 
 
 def _tokens(cells: Mask) -> str:
@@ -247,7 +247,7 @@ def _endless_colours() -> Iterator[Colour]:
     yield from _COLOURS
     # The golden angle: however many there are, neighbours differ.
     for number in count():
-        red, green, blue = hls_to_rgb(number * 0.382 % 1, 0.38 + 0.12 * (number % 2), 0.6)
+        red, green, blue = hls_to_rgb(number * 0.382 % 1, 0.34 + 0.08 * (number % 2), 0.55)
         yield round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -255,7 +255,9 @@ def _canvas(drawing: Drawing, colours: Sequence[Colour], scale: int) -> Pixels:
     """The canvas in colour, (height, width, 3) with values up to 255, without a word on it."""
     size = drawing.width * scale, drawing.height * scale
     known = drawing.picture is not None
-    ground = drawing.picture.resize(size, Image.Resampling.LANCZOS) if drawing.picture else Image.new("RGB", size, _BLANK)
+    ground = (
+        drawing.picture.resize(size, Image.Resampling.LANCZOS) if drawing.picture else Image.new("RGB", size, _BLANK)
+    )
     pixels = np.asarray(ground.convert("RGB"), np.float64)
     shapes = _shapes(drawing, scale)
     y, x = np.ogrid[: size[1], : size[0]]
