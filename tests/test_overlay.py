@@ -193,7 +193,7 @@ def test_a_page_becomes_a_scene_that_covers_the_picture(flux: FluxBackbone, tmp_
 
 def test_what_a_page_names_must_be_given(subject_picture: Image.Image) -> None:
     page = Page(prompt="a", base="a {mug}", ratio="1", regions=("a mug",))
-    with pytest.raises(CapriccioError, match="refers to {mug}"):
+    with pytest.raises(CapriccioError, match=r"refers to \{mug\}"):
         page_scene(page)
     assert len(page_scene(page, conditions=[Subject(subject_picture, name="mug")]).conditions) == 2
 
