@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 from capriccio import pictures
 from capriccio.cli import app
 from capriccio.errors import Cancelled
-from capriccio.scene import Edit, Lora, Scene, Style, Subject
+from capriccio.perception.pages import Page
+from capriccio.scene import Edit, Lora, Region, Scene, Style, Subject
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -132,6 +133,30 @@ def test_a_mask_without_an_edit_is_the_subjects(easel: Easel, folder: Path) -> N
     assert easel.scene.conditions == (Subject("mug.png", name="mug", mask="mask.png"),)
 
 
+def test_regions_are_boxes_or_masks(easel: Easel, folder: Path) -> None:
+    places = (
+        "--region",
+        "0,0.5,0.5,1: a red car: old",
+        "--region",
+        " 8, 0, 16, 4:a lamp",
+        "--region",
+        "mask.png: a cat",
+    )
+    assert run("paint", "a street", *places, "--option", "mask_inject_steps=8").exit_code == 0
+    options = {"mask_inject_steps": 8}
+    assert easel.scene.conditions == (
+        Region("a red car: old", box=(0, 0.5, 0.5, 1), options=options),
+        Region("a lamp", box=(8, 0, 16, 4), options=options),
+        Region("a cat", mask="mask.png", options=options),
+    )
+
+
+def test_typed_regions_join_those_of_a_scene(easel: Easel, folder: Path) -> None:
+    Scene("a street", [Region("a car", box=(0, 0, 0.5, 1))]).save("scene.yaml")
+    assert run("paint", "--scene", "scene.yaml", "--region", "0.5,0,1,1: a lamp").exit_code == 0
+    assert [region.prompt for region in easel.scene.conditions] == ["a car", "a lamp"]
+
+
 def test_method_and_options_go_to_the_conditions(easel: Easel, folder: Path) -> None:
     options = ("--by", "diptych", "--option", "attention_weight=1.2", "--option", "engine=fill")
     assert run("paint", "a {mug}", "--subject", "mug.png:mug", "--lora", "a.safetensors", *options).exit_code == 0
@@ -220,6 +245,19 @@ def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
         (["paint", "a", "--width", "0"], "received 0 for 'width'"),
         (["paint", "a", "--by", "diptych"], "need a condition to work on"),
         (["paint", "a", "--subject", "mug.png:mug", "--option", "x"], "write NAME=VALUE"),
+        (["paint", "a", "--region", "a car"], "needs a place and a prompt"),
+        (["paint", "a", "--region", "0,0,1,1:"], "needs a place and a prompt"),
+        (["paint", "a", "--region", "0,0,1: a car"], "a box is four numbers"),
+        (["paint", "a", "--region", "0,0,x,1: a car"], "a box is four numbers"),
+        (["paint", "a", "--region", "0,0,50%,1: a car"], "a box is four numbers"),
+        (["paint", "a", "--region", "1,0,1,1: a car"], "holds nothing"),
+        (["paint", "a", "--region", "-1,0,1,1: a car"], "received -1.0 for 'box.0'"),
+        (["plan", "missing.yaml", "--overlay", "a.jpg"], "--overlay received 'a.jpg'"),
+        (["layout", "a cat", "--overlay", "a.jpg"], "--overlay received 'a.jpg'"),
+        (["layout", "a cat", "-o", "a.txt"], "A page is a .yaml, .yml or .json file"),
+        (["layout", " "], "The prompt is empty"),
+        (["layout", "a cat", "--planner", "grammer"], "did you mean 'grammar'"),
+        (["layout", "a {mug}", "--scene", "a.yaml"], "refers to {mug}"),
         (["paint", "--scene", "missing.yaml"], "cannot be read"),
         (["paint", "--scene", "mug.png"], "carries no recipe"),
         (["plan", "missing.yaml"], "cannot be read"),
@@ -288,6 +326,20 @@ def test_the_schema_is_printed() -> None:
     assert json.loads(run("schema").stdout) == Scene.json_schema()
 
 
+def test_a_sentence_is_laid_out(folder: Path) -> None:
+    files = ("-o", "page.yaml", "--scene", "scene.yaml", "--overlay", "page.png")
+    told = run("layout", "a red mug on the left and a blue star on the right", *files)
+    assert told.exit_code == 0, told.stderr
+    assert "a blue star" in told.stdout
+    page = Page.load("page.yaml")
+    assert (page.ratio, page.regions) == ("1,1", ("a red mug", "a blue star"))
+    assert Scene.load("scene.yaml").conditions[1] == Region("a blue star", box=(0.5, 0, 1, 1))
+    assert Image.open("page.png").width >= 768
+    data = json.loads(run("layout", "a red mug on the left and a blue star on the right", "--json").stdout)
+    assert data.pop("cells")[1] == {"cell": [0.5, 0, 1, 1], "prompt": "a blue star"}
+    assert Page(**data) == page
+
+
 def test_methods_are_listed_in_both_ways() -> None:
     rows = json.loads(run("methods", "--json").stdout)
     assert {"name", "paper", "what", "settings"} <= rows[0].keys()
@@ -347,7 +399,8 @@ def test_a_small_checkpoint_plans_and_paints(flux_folder: Path, folder: Path) ->
     assert (np.asarray(Image.open("a.png")) == np.asarray(Image.open("b.png"))).all()
     planned = run("plan", "a.png", "--model", flux_folder, "--json")
     assert json.loads(planned.stdout) == json.loads(painted.stdout)["plan"]
-    assert run("plan", "a.png", "--model", flux_folder).stdout.strip()
+    assert run("plan", "a.png", "--model", flux_folder, "--overlay", "layout.png").stdout.strip()
+    assert Image.open("layout.png").width >= 768
 
 
 # --- speed ---

@@ -15,7 +15,7 @@ from PIL import Image
 
 from capriccio import pictures
 from capriccio.errors import CapriccioError
-from capriccio.scene import CONDITIONS, Edit, Lora, Scene, Style, Subject
+from capriccio.scene import CONDITIONS, Edit, Lora, Region, Scene, Style, Subject
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 MASK = np.eye(4, dtype=bool)
@@ -72,6 +72,14 @@ def test_a_new_condition_takes_the_place_of_its_namesake() -> None:
         mug(fit="crop"),
         Style(PIXELS),
     )
+
+
+def test_regions_without_a_name_join_the_others() -> None:
+    left, right = Region("a car", box=(0, 0, 0.5, 1)), Region("a lamp", box=(0.5, 0, 1, 1))
+    named = Region("a bench", box=(0, 0, 1, 1), name="bench")
+    assert Scene("a street", [left]).having(right, named).conditions == (left, right, named)
+    moved = Region("a bench", box=(0, 0, 0.5, 0.5), name="bench")
+    assert Scene("a street", [left, named]).having(moved).conditions == (left, moved)
 
 
 def test_equal_scenes_are_equal_and_hash_alike(folder: Path) -> None:
@@ -309,12 +317,3 @@ def test_the_schema_knows_every_condition() -> None:
     assert set(schema["properties"]["conditions"]["items"]["discriminator"]["mapping"]) == set(CONDITIONS)
     assert schema["additionalProperties"] is False
     assert json.loads(json.dumps(schema)) == schema
-
-
-def test_every_example_is_a_scene() -> None:
-    files = sorted((Path(__file__).parents[1] / "examples").glob("*.[yj]*"))
-    assert files
-    for file in files:
-        for condition in Scene.load(file).conditions:
-            for picture in (value for _, value in condition if isinstance(value, pictures.Picture)):
-                assert picture.open().width > 0

@@ -113,13 +113,13 @@ def components(guidance: bool = True, fill: bool = False, seed: int = 0) -> dict
     }
 
 
-def vae(**settings: Any) -> AutoencoderKL:
-    """Factor 2, four latent channels."""
+def vae(levels: int = 2, **settings: Any) -> AutoencoderKL:
+    """Factor 2, or as many halvings as there are levels below the first; four latent channels."""
     layout = {"shift_factor": 0.0609, "scaling_factor": 1.5035, "use_quant_conv": False, "use_post_quant_conv": False}
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
         latent_channels=LATENTS,
         norm_num_groups=4,
         **layout | settings,

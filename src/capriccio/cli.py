@@ -1,4 +1,4 @@
-"""The command line: paint, plan, methods, demo, train, schema.
+"""The command line: paint, plan, layout, methods, demo, train, schema.
 
     capriccio paint "the {mug} in the snow" --subject mug.png:mug -o snow.png
     capriccio paint --scene snow.png
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -26,6 +27,7 @@ from rich.table import Table
 from capriccio.errors import Cancelled, CapriccioError
 
 if TYPE_CHECKING:
+    from capriccio.perception.pages import Page
     from capriccio.recipes.family import Step
     from capriccio.scene import Condition, Scene
 
@@ -138,12 +140,46 @@ def _weighted(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def _regions(texts: Sequence[str]) -> list[Condition]:
+    """Return a region for each ``PLACE: PROMPT``; a place is four numbers, or the file of a mask."""
+    from capriccio.scene import Region
+
+    regions: list[Condition] = []
+    for text in texts:
+        place, _, prompt = (part.strip() for part in text.partition(":"))
+        if not place or not prompt:
+            raise CapriccioError(f"--region received {text!r}, but needs a place and a prompt; {_REGION_EXAMPLE}.")
+        if Path(place).is_file() or not _NUMBERS.fullmatch(place):
+            regions.append(Region(prompt, mask=place))
+        else:
+            regions.append(Region(prompt, box=_box(place)))
+    return regions
+
+
+def _box(text: str) -> tuple[float, ...]:
+    try:
+        edges = tuple(float(edge) for edge in text.split(","))
+    except ValueError:
+        edges = ()
+    if len(edges) != 4:
+        raise CapriccioError(
+            f"--region received the place {text!r}, but a box is four numbers: left, top, right, bottom; "
+            f"{_REGION_EXAMPLE}."
+        )
+    return edges
+
+
+_NUMBERS = re.compile(r"[\d\s.,;%+-]+|[^,]*,[^,]*,[^,]*,[^,]*")
+_REGION_EXAMPLE = 'write "0,0.5,0.5,1: a red car" or "mask.png: a red car"'
+
+
 def _conditions(
     subjects: Sequence[str],
     styles: Sequence[Path],
     edit: Path | None,
     mask: Path | None,
     strength: float | None,
+    regions: Sequence[str],
     loras: Sequence[str],
 ) -> list[Condition]:
     """Return the conditions of the options; a mask belongs to the edit, or else to the one subject."""
@@ -161,7 +197,8 @@ def _conditions(
         )
     named = [Style(path) if len(styles) == 1 else Style(path, name=path.stem) for path in styles]
     edits = [Edit(edit, mask, strength=1.0 if strength is None else strength)] if edit is not None else []
-    return [*_subjects(subjects, mask if edit is None else None), *named, *edits, *_loras(loras)]
+    told = _subjects(subjects, mask if edit is None else None)
+    return [*told, *named, *edits, *_regions(regions), *_loras(loras)]
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
@@ -213,7 +250,9 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
     if by is None and not options:
         return scene
     if all(isinstance(condition, Lora) for condition in scene.conditions):
-        raise CapriccioError("--by and --option need a condition to work on; add --subject, --style or --edit.")
+        raise CapriccioError(
+            "--by and --option need a condition to work on; add --subject, --style, --edit or --region."
+        )
 
     def given(condition: Condition) -> Condition:
         settings = dict(condition) | {"options": condition.options | options} | ({"by": by} if by else {})
@@ -247,9 +286,13 @@ def _changed_weights(scene: Path | None, studio: Any) -> list[str]:
     return sorted(name for name in {*then, *studio.weights} if then.get(name) != studio.weights.get(name))
 
 
+def _check_png(option: str, path: Path | None) -> None:
+    if path is not None and path.suffix.lower() != ".png":
+        raise CapriccioError(f"{option} received {path.name!r}, but pictures are saved as PNG; end the name in .png.")
+
+
 def _place(out: Path | None) -> Path:
-    if out is not None and out.suffix.lower() != ".png":
-        raise CapriccioError(f"-o received {out.name!r}, but pictures are saved as PNG; end the name in .png.")
+    _check_png("-o", out)
     free = (Path("painting.png" if number == 1 else f"painting-{number}.png") for number in count(1))
     return out or next(path for path in free if not path.exists())
 
@@ -274,6 +317,9 @@ Inpainting = Annotated[
     str | None,
     typer.Option(help="Inpainting ControlNet or Fill model to paint into a canvas with: a repository or a folder."),
 ]
+Overlay = Annotated[
+    Path | None, typer.Option(metavar="FILE.png", help="Where to draw panels, regions, masks and token groups.")
+]
 MemoryMode = Annotated[Memory, typer.Option(help="Where the weights are held, and in how many bits.")]
 
 
@@ -292,6 +338,13 @@ def paint(
         Path | None, typer.Option(help="White where to paint; without --edit, where the subject is.")
     ] = None,
     strength: Annotated[float | None, typer.Option(help="How much of the --edit is changed, up to 1.")] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE: PROMPT",
+            help="What to paint where: left,top,right,bottom in pixels or fractions, or a mask that is white there.",
+        ),
+    ] = None,
     lora: Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A low-rank adapter.")] = None,
     by: Annotated[str | None, typer.Option(help="Method for the conditions; see `capriccio methods`.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method.")] = None,
@@ -332,7 +385,7 @@ def paint(
         "clip_skip": clip_skip,
     }
     place = _place(out)
-    conditions = _conditions(subject or (), style or (), edit, mask, strength, lora or ())
+    conditions = _conditions(subject or (), style or (), edit, mask, strength, region or (), lora or ())
     wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
     studio = _studio(_model(model, scene), inpainting, memory)
     changed = _changed_weights(scene, studio)
@@ -357,14 +410,68 @@ def plan(
     model: ModelName = None,
     inpainting: Inpainting = None,
     memory: MemoryMode = Memory.full,
+    overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
     """Print what a scene becomes, and what it costs, without painting it."""
     from capriccio.scene import Scene
 
+    _check_png("--overlay", overlay)
     scene = Scene.load(file)
     made = _studio(_model(model, file), inpainting, memory).plan(scene)
+    if overlay is not None:
+        from capriccio.overlay import overlay as draw
+        from capriccio.pictures import save_png
+
+        save_png(draw(made), overlay)
     _report(made.as_dict(), str(made), as_json)
+
+
+@app.command()
+def layout(
+    sentence: Annotated[str, typer.Argument(help="What the whole picture shows.")],
+    planner: Annotated[
+        str,
+        typer.Option(help="grammar; an address and its model, http://...#NAME; a transformers model or its folder."),
+    ] = "grammar",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save the page: .yaml or .json.")] = None,
+    scene: Annotated[Path | None, typer.Option(help="Where to save a scene with a region for each cell.")] = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a planner which part of a picture shows what; the page can be edited and painted later."""
+    from capriccio.perception.pages import check_ending, page_scene
+    from capriccio.perception.planners import planner as planner_of
+
+    _check_png("--overlay", overlay)
+    if out is not None:
+        check_ending(out)
+    page = planner_of(planner).plan(sentence)
+    if out is not None:
+        page.save(out)
+    if scene is not None:
+        page_scene(page).save(scene)
+    if overlay is not None:
+        from capriccio.overlay import page_overlay
+        from capriccio.pictures import save_png
+
+        save_png(page_overlay(page), overlay)
+    cells = [
+        {"cell": [cell.left, cell.top, cell.right, cell.bottom], "prompt": prompt}
+        for cell, prompt in zip(page.cells, page.regions, strict=True)
+    ]
+    if as_json:
+        _report(page.model_dump(mode="json") | {"cells": cells}, "", as_json)
+    else:
+        Console().print(_cells(page))
+
+
+def _cells(page: Page) -> Table:
+    table = Table("cell", "left", "top", "right", "bottom", "shows", title=escape(page.base), title_justify="left")
+    for number, (cell, prompt) in enumerate(zip(page.cells, page.regions, strict=True), 1):
+        edges = (f"{edge:.1%}" for edge in (cell.left, cell.top, cell.right, cell.bottom))
+        table.add_row(str(number), *edges, escape(prompt))
+    return table
 
 
 @app.command()

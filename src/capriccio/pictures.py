@@ -449,7 +449,7 @@ def grid(
         )
     font = ImageFont.load_default(text_size)
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
-    texts = [_wrapped(label, font, width) for label in labels or [""] * len(images)]
+    texts = [wrapped(label, font, width) for label in labels or [""] * len(images)]
     line = ceil(text_size * 1.3)
     cell = (width + gap, height + gap + line * max(len(text) for text in texts))
     sheet = Image.new("RGB", (gap + columns * cell[0], gap + ceil(len(images) / columns) * cell[1]), "white")
@@ -463,12 +463,18 @@ def grid(
     return sheet
 
 
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
+def wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Return a text in lines of at most ``width`` pixels; a word that is longer is cut."""
     lines: list[str] = []
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(joined) <= width:
             lines[-1] = joined
-        else:
-            lines.append(word)
+            continue
+        # Some languages part no words.
+        while font.getlength(word) > width and len(word) > 1:
+            fits = max(1, sum(font.getlength(word[:end]) <= width for end in range(1, len(word))))
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
     return lines

@@ -259,6 +259,7 @@ class Plan:
     guidance_scale: float | None
     together: bool
     branches: tuple[Branch, ...]
+    passages: Mapping[str, str]
     guidance: Chain
     phases: tuple[Phase, ...]
     collage: Collage | None
@@ -504,6 +505,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         guidance_scale=draft.settings.guidance_scale if embeds else None,
         together=backbone.together,
         branches=tuple(Branch(role, prompts[role].words) for role in guidance.roles),
+        passages={passage.name: passage.words for passage in passages},
         guidance=guidance,
         phases=phases,
         collage=draft.collage,

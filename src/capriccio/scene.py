@@ -494,7 +494,8 @@ def _key(condition: Any) -> tuple[Any, Any]:
 
 
 def _merged(old: Iterable[Any], new: Sequence[Condition]) -> tuple[Any, ...]:
-    taken = {_key(condition) for condition in new}
+    # Regions without a name are as many as there are: none of them is the same as another.
+    taken = {key for key in map(_key, new) if key != ("region", None)}
     return (*(condition for condition in old if _key(condition) not in taken), *new)
 
 

@@ -23,7 +23,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from capriccio.errors import CapriccioError
 from capriccio.pictures import write_whole
-from capriccio.scene import Model
+from capriccio.scene import Model, Region, Scene
 
 MAX_PAGE_BYTES = 2**20
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
@@ -202,6 +202,33 @@ class Page(Model):
             raise CapriccioError(f"In {str(path)!r}: {error}") from None
 
 
+def page_regions(page: Page, **settings: Any) -> tuple[Region, ...]:
+    """Return what each cell of a page shows as a condition of a scene, with its place in fractions of the picture.
+
+    Args:
+        page: Whose cells are meant, in their order.
+        settings: Of every region, such as ``by``, ``strength`` or ``options``.
+    """
+    return tuple(
+        Region(prompt, (cell.left, cell.top, cell.right, cell.bottom), **settings)
+        for cell, prompt in zip(page.cells, page.regions, strict=True)
+    )
+
+
+def page_scene(page: Page, **settings: Any) -> Scene:
+    """Return the scene that paints a page: its base prompt, and a region for each cell.
+
+    Args:
+        page: What is painted where.
+        settings: Of the scene; its ``conditions`` stand before the regions.
+
+    Raises:
+        CapriccioError: If the base prompt names a condition that is not among them.
+    """
+    given = settings.pop("conditions", ())
+    return Scene(page.base, (*given, *page_regions(page)), **settings)
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' if count != 1 else ''}"
 
@@ -278,7 +305,16 @@ _FORMATS: dict[str, tuple[_Parse, _Dump]] = {
 }
 
 
-def _format(path: Path) -> tuple[_Parse, _Dump]:
+def check_ending(path: Path) -> None:
+    """Check that a page can be saved under a name.
+
+    Raises:
+        CapriccioError: If it ends in anything but .yaml, .yml or .json.
+    """
     if path.suffix.lower() not in _FORMATS:
         raise CapriccioError(f"A page is a .yaml, .yml or .json file, but received {path.name!r}; change the ending.")
+
+
+def _format(path: Path) -> tuple[_Parse, _Dump]:
+    check_ending(path)
     return _FORMATS[path.suffix.lower()]
