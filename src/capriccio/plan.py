@@ -698,9 +698,7 @@ def _lora_words(lora: Lora, regions: Mapping[str, str]) -> str:
     if lora.region is None:
         return said
     group = regions[lora.region]
-    return (
-        f"{said}, at the tokens of the region {lora.region!r} alone: image:{group}, and text:{group} while it is read"
-    )
+    return f"{said}, in the region {lora.region!r} alone: image:{group}, and text:{group} while it is read"
 
 
 def _as_data(thing: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _load(pipe: Any, name: str, lora: Lora) -> None:
         with _listening() as dropped:
             held = _held(pipe, where)
             pipe.load_lora_weights(adapter_name=name, **where)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AssertionError, SafetensorError) as error:
         raise CapriccioError(
             f"The LoRA {lora.path!r} could not be put on this model ({_reason(error)}); "
             "give a LoRA file trained for it."
@@ -94,9 +94,19 @@ def _load(pipe: Any, name: str, lora: Lora) -> None:
 
 
 def _held(pipe: Any, where: dict[str, str]) -> int:
-    """Return how many layers a file changes, once diffusers has brought it into its own layout."""
+    """Return how many layers a file changes, once diffusers has brought it into its own layout.
+
+    Raises:
+        ValueError: If it needs a wider model: diffusers would widen this one, for good.
+    """
     settings = {"unet_config": pipe.unet.config} if isinstance(pipe, StableDiffusionXLLoraLoaderMixin) else {}
     state = pipe.lora_state_dict(**where, return_alphas=True, **settings)[0]
+    parts = pipe.transformer.named_modules() if hasattr(pipe, "transformer") else ()
+    widths = {path.removesuffix(".base_layer"): part.in_features for path, part in parts if isinstance(part, nn.Linear)}
+    for key, value in state.items():
+        layer = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        if value.ndim > 1 and value.shape[1] > widths.get(layer, value.shape[1]):
+            raise ValueError(f"{layer} takes {value.shape[1]} channels there and {widths[layer]} here")
     return sum(bool(_UP.search(key)) and value.ndim > 1 for key, value in state.items())
 
 
