@@ -517,7 +517,8 @@ def test_pictures_are_painted_together_only_where_loras_have_the_same_places(flu
 
     mug, hat = (Lora("ink.safetensors", region=name) for name in ("mug", "hat"))
     assert key(LEFT, RIGHT, mug) == key(LEFT, RIGHT, mug)
-    others = [(LEFT, RIGHT, hat), (LEFT, RIGHT, Lora("ink.safetensors")), (RIGHT, LEFT, mug)]
+    swapped = [Region(LEFT.prompt, box=LEFT.box, name="hat"), Region(RIGHT.prompt, box=RIGHT.box, name="mug")]
+    others = [(LEFT, RIGHT, hat), (LEFT, RIGHT, Lora("ink.safetensors")), (RIGHT, LEFT, mug), (*swapped, mug)]
     assert all(key(*other) != key(LEFT, RIGHT, mug) for other in others)
 
 
