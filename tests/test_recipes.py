@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from diffusers.models.attention_processor import Attention
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -26,13 +27,14 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from capriccio.backbones.loading import open_backbone
 from capriccio.errors import CapriccioError
 from capriccio.evaluation import sheets
 from capriccio.formats.alimama import load_inpainting_controlnet
-from capriccio.recipes import flux, gallery, inpainting, miniature, painting, sd, vae
+from capriccio.recipes import flux, gallery, inpainting, miniature, painting, sd, style_lora, vae
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
 from capriccio.recipes.reader import IGNORED, indices
-from capriccio.scene import Edit, Scene
+from capriccio.scene import Edit, Lora, Scene
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.casting import sample_people
@@ -236,6 +238,32 @@ def test_controlnet_learns_alone_and_saves(tmp_path: Path, base: Path) -> None:
     assert model.controlnet.controlnet_x_embedder.in_features == 36
     task.save(model, tmp_path / "out")
     assert load_inpainting_controlnet(tmp_path / "out").controlnet_x_embedder.in_features == 36
+
+
+@pytest.mark.usefixtures("small")
+def test_a_style_lora_learns_alone_and_joins_its_base(tmp_path: Path, base: Path) -> None:
+    task = prepared(style_lora.StyleLoraTask(tmp_path, start=base, style="shaded"))
+    graphs = task.wings["scenes"].graphs
+    assert {getattr(graphs[row], "style", None) for row in task.of_style} == {"shaded"}
+    model, loss = one_step(task)
+    assert torch.isfinite(loss)
+    learning = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert all(".attn." in name and ".lora_" in name for name in learning)
+    assert len(learning) == 2 * (8 * 2 + 3 * 2)  # two matrices in each linear layer of two blocks of each kind
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    task.save(model, tmp_path / "out")
+    with open_backbone(str(base), device="cpu").adapters(None, [Lora(tmp_path / "out")]):
+        pass  # nothing of it is left out
+    pipe = FluxPipeline.from_pretrained(base)
+    pipe.load_lora_weights(tmp_path / "out", adapter_name="default")
+    again, learned = get_peft_model_state_dict(pipe.transformer), get_peft_model_state_dict(model)
+    assert set(again) == set(learned)
+    assert all(torch.allclose(again[name], value, atol=1e-3) for name, value in learned.items())
+    assert pipe.transformer.transformer_blocks[0].attn.to_q.scaling == {"default": 1.0}
+    with pytest.raises(CapriccioError, match="no scene of the style 'cubist'"):
+        prepared(style_lora.StyleLoraTask(tmp_path, start=base, style="cubist")).batch(np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")

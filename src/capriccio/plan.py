@@ -100,6 +100,8 @@ class Draft:
         control_scale: Strength of an inpainting ControlNet.
         strength: How far the canvas is changed: 1 paints it from noise, less starts from the canvas, noised.
         groups: Named groups of image tokens, by the region of the canvas that they cover.
+        regions: For each region that has a name, what its groups are called after ``image:`` and ``text:``; a LoRA can
+            be limited to it.
         program: Edits of attention.
         passages: Texts that the positive branch reads beside the prompt, by name.
         reading: Steps in which it reads them.
@@ -119,6 +121,7 @@ class Draft:
     control_scale: float = 1.0
     strength: float = 1.0
     groups: Mapping[str, Mask] = field(default_factory=dict)
+    regions: Mapping[str, str] = field(default_factory=dict)
     program: AttentionProgram = field(default_factory=AttentionProgram)
     passages: Mapping[str, str] = field(default_factory=dict)
     reading: Steps = field(default_factory=Steps)
@@ -242,6 +245,8 @@ class Plan:
     Of the steps of the schedule, the run takes ``num_steps`` from the one at index ``start`` on. A picture is one row
     of a forward for each of its ``voices``, the encoded texts that paint it in the positive branch: the prompt alone,
     unless a ``collage`` puts several together.
+    ``regions`` holds, for those that LoRAs are limited to, what their token groups are called after ``image:`` and
+    ``text:``.
     """
 
     scene: Scene
@@ -265,6 +270,7 @@ class Plan:
     collage: Collage | None
     voices: tuple[str, ...]
     loras: tuple[Lora, ...]
+    regions: Mapping[str, str]
     preparations: tuple[Preparation, ...]
     finish: tuple[Finish, ...]
     rows: int
@@ -294,7 +300,8 @@ class Plan:
             (steps, one.roles, one.lengths, one.compiled.program, named_groups(one.compiled)) for steps, one in passes
         )
         numbers = (self.control_scale, self.strength, self.guidance_scale)
-        own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.loras, self.collage, len(self.voices))
+        weights = (self.loras, tuple(self.regions.items()))
+        own = (self.canvas.grid, self.engine, *numbers, self.guidance, *weights, self.collage, len(self.voices))
         steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
         return (*own, *steps, attention)
 
@@ -315,7 +322,7 @@ class Plan:
             "branches": [f"{branch.role}: {branch.prompt!r}" for branch in self.branches],
             "guidance": [self._guidance_words()],
             "steps": [self._step_words()],
-            "weights": [_lora_words(lora) for lora in self.loras] or ["no LoRA"],
+            "weights": [_lora_words(lora, self.regions) for lora in self.loras] or ["no LoRA"],
             "finish": ["decode", *(finish.says for finish in self.finish)],
             "pictures": [f"{self._seed_words()}, {self.rows} together"],
             "cost": [str(self.cost)],
@@ -511,6 +518,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         collage=draft.collage,
         voices=(prompts[POSITIVE].output, *(passage.output for passage in passages if draft.collage)),
         loras=_loras(draft.scene),
+        regions=_regions(draft),
         preparations=draft.preparations,
         finish=draft.finish,
         rows=rows,
@@ -664,6 +672,18 @@ def _loras(scene: Scene) -> tuple[Lora, ...]:
     return tuple(lora for lora in scene.conditions if isinstance(lora, Lora) and lora.weight != 0)
 
 
+def _regions(draft: Draft) -> dict[str, str]:
+    """Return the regions that LoRAs are limited to, and what their groups are called."""
+    for lora in (lora for lora in _loras(draft.scene) if lora.region is not None):
+        if lora.region not in draft.regions:
+            raise CapriccioError(
+                f"The LoRA {lora.path!r} is limited to the region {lora.region!r}, but the method that paints it gives "
+                "regions no tokens of their own; leave out its region, or choose another method."
+            )
+    asked = {lora.region for lora in _loras(draft.scene)}
+    return {name: groups for name, groups in draft.regions.items() if name in asked}
+
+
 def _lora_notes(scene: Scene) -> list[str]:
     left_out = [lora.path for lora in scene.conditions if isinstance(lora, Lora) and lora.weight == 0]
     return [f"The LoRA {path!r} has weight 0 and is left out." for path in left_out]
@@ -711,9 +731,13 @@ def _collage_words(collage: Collage) -> str:
     )
 
 
-def _lora_words(lora: Lora) -> str:
+def _lora_words(lora: Lora, regions: Mapping[str, str]) -> str:
     # Without its folder: plans travel inside pictures.
-    return f"LoRA {lora.name or Path(lora.path).name} x {lora.weight:g}"
+    said = f"LoRA {lora.name or Path(lora.path).name} x {lora.weight:g}"
+    if lora.region is None:
+        return said
+    group = regions[lora.region]
+    return f"{said}, in the region {lora.region!r} alone: image:{group}, and text:{group} while it is read"
 
 
 def _as_data(thing: Any) -> dict[str, Any]:

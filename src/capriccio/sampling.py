@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from capriccio.attention import Attachment, CompiledProgram
 from capriccio.backbones import schedules
 from capriccio.backbones.base import Backbone, Inputs, Known, Text
+from capriccio.backbones.limits import Limits
 from capriccio.canvas import collage, hold
 from capriccio.errors import Cancelled
 from capriccio.guidance import Chain
@@ -79,10 +80,19 @@ class Predictor:
         guidance: How predictions are combined.
         forwards: In every step, those that predict each role once.
         inputs: What every forward shares.
+        limits: Of LoRAs that work in regions alone.
     """
 
-    def __init__(self, backbone: Backbone, guidance: Chain, forwards: Sequence[Forward], inputs: Inputs) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        guidance: Chain,
+        forwards: Sequence[Forward],
+        inputs: Inputs,
+        limits: Limits | None = None,
+    ) -> None:
         self.backbone, self.guidance, self.forwards = backbone, guidance, tuple(forwards)
+        self.limits = limits or Limits()
         self.inputs = {len(one.roles): _for_each(inputs, len(one.roles)) for one in forwards}
 
     def __call__(self, latents: Tensor, time: Tensor, step: int) -> Tensor:
@@ -90,6 +100,7 @@ class Predictor:
         predictions: dict[str, Tensor] = {}
         for one in (one for one in self.forwards if step in one.steps):
             self._put_to_work(one.attachment)
+            self.limits.tell(one.attachment.compiled)
             one.attachment.set(step=step, roles=[role for role in one.roles for _ in range(len(latents))])
             rows = torch.cat([latents] * len(one.roles)) if len(one.roles) > 1 else latents
             found = self.backbone.predict(rows, time, one.text, one.roles[0], self.inputs[len(one.roles)])
@@ -172,13 +183,13 @@ def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None =
     size = backbone.defaults.rows
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     first = plans[0]
-    with backbone.adapters(first.engine, first.loras):
+    with backbone.adapters(first.engine, first.loras, first.regions) as limits:
         try:
             outputs = [prepare(plan) for plan in plans]
             with _attached(backbone.denoiser(first.engine), first.programs) as attachments:
                 for number, batch in enumerate(batches):
                     report = _report(callback, backbone, plans, number)
-                    latents = _run(plans, outputs, backbone, batch, attachments, report)
+                    latents = _run(plans, outputs, backbone, batch, attachments, report, limits)
                     for (index, _), canvas in zip(batch, backbone.decode(latents, *first.canvas.grid), strict=True):
                         results[index].append(_finished(plans[index], outputs[index], canvas))
         finally:
@@ -189,11 +200,11 @@ def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None =
 def paint_latents(plan: Plan, backbone: Backbone) -> Tensor:
     """Paint the first pictures of a plan, as many as go together, and return their clean latents undecoded."""
     batch = [(0, seed) for seed in plan.scene.all_seeds()][: backbone.defaults.rows]
-    with backbone.adapters(plan.engine, plan.loras):
+    with backbone.adapters(plan.engine, plan.loras, plan.regions) as limits:
         try:
             outputs = [prepare(plan)]
             with _attached(backbone.denoiser(plan.engine), plan.programs) as attachments:
-                return _run([plan], outputs, backbone, batch, attachments, lambda step, estimate: None)
+                return _run([plan], outputs, backbone, batch, attachments, lambda step, estimate: None, limits)
         finally:
             backbone.free()
 
@@ -219,6 +230,7 @@ def _run(
     batch: Sequence[tuple[int, int]],
     attachments: Mapping[CompiledProgram, Attachment],
     told: Callable[[int, Tensor], None],
+    limits: Limits,
 ) -> Tensor:
     plan, own = plans[0], [outputs[index] for index, _ in batch]
     known = None if plan.engine is None else Known.stack([output[KNOWN] for output in own])
@@ -234,7 +246,7 @@ def _run(
     noise = noise.repeat_interleave(voices, 0) if voices > 1 else noise
     clean = torch.cat([output[START] for output in own]) if plan.strength < 1 else None
     scheduler = backbone.schedule(plan.scene.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
-    predictor = Predictor(backbone, plan.guidance, forwards, inputs)
+    predictor = Predictor(backbone, plan.guidance, forwards, inputs, limits)
     painted = denoise(
         predictor,
         scheduler,

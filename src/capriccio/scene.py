@@ -287,6 +287,7 @@ class Lora(Condition):
         path: A file, a folder, or a repository name.
         weight: Its strength; 0 leaves it out.
         name: What to call it; the stem of its path when ``None``.
+        region: Name of the region of the scene that it is limited to; it works everywhere when ``None``.
     """
 
     noun = "a LoRA"
@@ -294,6 +295,7 @@ class Lora(Condition):
     path: str = Field(min_length=1)
     weight: float = 1.0
     name: str | None = None
+    region: str | None = Field(None, min_length=1)
 
     def __init__(self, /, path: Any = ..., **settings: Any) -> None:
         super().__init__(path=os.fspath(path) if isinstance(path, os.PathLike) else path, **settings)
@@ -371,6 +373,15 @@ class Scene(Model):
             if name not in names:
                 hint = nearest(name, names) if names else "the scene has no condition with a name"
                 raise CapriccioError(f"The prompt refers to {{{name}}}, but nothing has that name; {hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _loras_have_their_regions(self) -> Self:
+        regions = [c.name for c in self.conditions if isinstance(c, Region) and c.name is not None]
+        for lora in self.conditions:
+            if isinstance(lora, Lora) and lora.region is not None and lora.region not in regions:
+                hint = nearest(lora.region, regions) if regions else "no region of the scene has a name; give it one."
+                raise CapriccioError(f"The LoRA {lora.path!r} is limited to the region {lora.region!r}; {hint}")
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from capriccio.attention import LayerInfo, Layout
 from capriccio.canvas import Canvas, Mask
 from capriccio.scene import Lora
+
+if TYPE_CHECKING:
+    from capriccio.backbones.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,21 @@ class Known:
         """Put the parts of several canvases below each other."""
         columns = ([getattr(part, name) for part in parts] for name in ("condition", "latents", "keep"))
         return Known(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tokens that pass one layer of a denoiser.
+
+    Attributes:
+        kind: ``"text"``, ``"image"``, or the ``"joint"`` sequence of both.
+        level: How often the sides of the picture were halved there, in a U-Net.
+        block: Name of the block that a joint sequence passes.
+    """
+
+    kind: Literal["text", "image", "joint"]
+    level: int = 0
+    block: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,8 +259,19 @@ class Backbone(Protocol):
     def decode(self, latents: Tensor, rows: int, columns: int) -> list[Image.Image]:
         """Turn latents into pictures."""
 
-    def adapters(self, engine: str | None, loras: Sequence[Lora]) -> AbstractContextManager[None]:
-        """Put LoRAs on for the length of a ``with`` block, and restore what was there."""
+    def stream(self, engine: str | None, name: str) -> Stream | None:
+        """Return which tokens pass a layer of the denoiser; ``None`` if what passes it is no token."""
+
+    def adapters(
+        self, engine: str | None, loras: Sequence[Lora], regions: Mapping[str, str]
+    ) -> AbstractContextManager[Limits]:
+        """Put LoRAs on for the length of a ``with`` block, and restore what was there.
+
+        Args:
+            engine: Of the denoiser.
+            loras: Files, folders or repositories, and their strengths.
+            regions: For the regions that they name, what their token groups are called after ``image:`` and ``text:``.
+        """
 
     def free(self) -> None:
         """Let offloaded models leave the device."""

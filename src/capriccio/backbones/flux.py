@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from capriccio import text as words
 from capriccio.attention import TokenLayout, layers_of
-from capriccio.backbones.base import Defaults, Inputs, Known, Text, generator_of
+from capriccio.backbones.base import Defaults, Inputs, Known, Stream, Text, generator_of
 from capriccio.backbones.wrapped import Wrapped
 from capriccio.canvas import Canvas, Mask, latent_cells, to_pixels
 from capriccio.errors import CapriccioError, nearest
@@ -294,6 +294,10 @@ class FluxBackbone(Wrapped):
 
     # --- weights ---
 
+    def stream(self, engine: str | None, name: str) -> Stream | None:
+        """Return which tokens pass a layer of the transformer; ``None`` for modulations and vectors of the whole."""
+        return _stream(name)
+
     def pipe_with(self, denoiser: FluxTransformer2DModel) -> Any:
         """Return a pipeline that loads LoRAs into this transformer (and into the text encoders)."""
         if denoiser is self.pipe.transformer and hasattr(self.pipe, "load_lora_weights"):
@@ -370,10 +374,16 @@ def _linear_flops(network: nn.Module, text: int, image: int, twin: int = 0) -> i
 
 def _tokens_through(name: str, text: int, image: int, twin: int) -> int:
     """Return how many tokens pass a linear layer of the transformer in one forward."""
+    stream = _stream(name)
+    return 1 if stream is None else {"text": text, "image": image, "joint": text + twin + image}[stream.kind]
+
+
+def _stream(name: str) -> Stream | None:
+    """Return which tokens pass a layer of the transformer, or of a ControlNet."""
     if ".norm" in name or name.startswith(("norm_out", "time_text_embed")):
-        return 1
+        return None
     if name.startswith(("single_transformer_blocks", "controlnet_single_blocks")):
-        return text + twin + image
+        return Stream("joint", block=".".join(name.split(".")[:2]))
     if name.startswith("context_embedder") or any(part in name for part in (".add_", ".to_add_out", ".ff_context")):
-        return text
-    return image
+        return Stream("text")
+    return Stream("image")

@@ -24,7 +24,7 @@ from capriccio import text as words
 from capriccio.attention import PictureLayout, TokenLayout, layers_of
 from capriccio.attention.processors import level_of
 from capriccio.backbones import schedules
-from capriccio.backbones.base import Defaults, Inputs, Known, Text, generator_of
+from capriccio.backbones.base import Defaults, Inputs, Known, Stream, Text, generator_of
 from capriccio.backbones.wrapped import Wrapped
 from capriccio.canvas import Canvas, Mask, latent_cells
 from capriccio.errors import CapriccioError
@@ -318,6 +318,10 @@ class UNetBackbone(Wrapped):
 
     # --- weights ---
 
+    def stream(self, engine: str | None, name: str) -> Stream | None:
+        """Return which tokens pass a layer of the U-Net; ``None`` for embeddings of time, size and pictures."""
+        return _stream(self.denoiser(engine), name)
+
     def pipe_with(self, denoiser: UNet2DConditionModel) -> Any:
         """Return a pipeline that loads LoRAs into this U-Net (and into the text encoders)."""
         if denoiser is self.pipe.unet:
@@ -397,10 +401,17 @@ def _flops(unet: nn.Module, name: str, part: nn.Module, text: int, image: int) -
     if not isinstance(part, nn.Linear | nn.Conv2d):
         return 0
     weights = int(np.prod(part.weight.shape))
-    if "time_emb" in name or "_ip." in name or name.startswith(("time_", "add_", "encoder_hid_proj")):
+    stream = _stream(unet, name)
+    if stream is None:
         return 2 * weights  # once, or for the few tokens of an IP-Adapter
+    return 2 * weights * (text if stream.kind == "text" else max(image >> 2 * stream.level, 1))
+
+
+def _stream(unet: nn.Module, name: str) -> Stream | None:
+    """Return which tokens pass a layer; feature maps count as image tokens."""
+    if "time_emb" in name or "_ip." in name or name.startswith(("time_", "add_", "encoder_hid_proj")):
+        return None
     if ".attn2.to_k" in name or ".attn2.to_v" in name:
-        return 2 * weights * text
+        return Stream("text")
     # A sampler works on the grid behind it: down halves, up doubles.
-    halvings = level_of(unet, name) + (".downsamplers." in name) - (".upsamplers." in name)
-    return 2 * weights * max(image >> 2 * halvings, 1)
+    return Stream("image", level_of(unet, name) + (".downsamplers." in name) - (".upsamplers." in name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,33 +11,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from capriccio.backbones.limits import adapted
 from capriccio.errors import CapriccioError
 from capriccio.scene import Lora
 
 _WHOLE = 256 * 2**20
 """Bytes up to which every weight is hashed; of larger networks, every 4099th."""
 
+_UP = re.compile(r"(lora_B|lora_up|lora\.up|lora_linear_layer\.up)(\.\w+)?\.weight$")
+"""The second matrix of a pair, in the layouts that diffusers' readers return."""
+
+_LEFT_OUT = re.compile(r"unsupported|filter|do not (support|handle)", re.IGNORECASE)
+"""What diffusers says where it leaves out a part of a file."""
+
 Scalings = dict[Any, dict[str, float]]
 """Strength of each adapter, by layer."""
 
 
 @contextmanager
-def adapters(pipe: Any, loras: Sequence[Lora]) -> Iterator[None]:
+def adapters(pipe: Any, loras: Sequence[Lora]) -> Iterator[list[str]]:
     """Put LoRAs on a pipeline, beside those that are active, and restore it exactly.
 
     Args:
         pipe: A diffusers pipeline that loads LoRAs.
         loras: Files, folders or repositories, and their strengths.
 
+    Yields:
+        The name of each one's adapter.
+
     Raises:
-        CapriccioError: If one cannot be read or fits no layer of this model.
+        CapriccioError: If one cannot be read or does not fit this model, or LoRAs are fused into it.
     """
     before, found = list(pipe.get_active_adapters()), _scalings(pipe)
+    if any(layer.merged for layer in found):
+        # PEFT then runs the base layer alone, whatever else is loaded.
+        raise CapriccioError(
+            "The pipeline has LoRAs fused into its weights, beside which no other is heard; call unfuse_lora() on it, "
+            "or unload_lora_weights() to keep them fused for good."
+        )
     names = [_adapter_name(index, lora) for index, lora in enumerate(loras)]
     loaded: list[str] = []
     try:
@@ -45,7 +63,7 @@ def adapters(pipe: Any, loras: Sequence[Lora]) -> Iterator[None]:
             _load(pipe, name, lora)
         pipe.set_adapters([*before, *names], [1.0] * len(before) + [lora.weight for lora in loras])
         _rescale(found)
-        yield
+        yield names
     finally:
         _restore(pipe, loaded, before, found)
 
@@ -56,14 +74,72 @@ def _load(pipe: Any, name: str, lora: Lora) -> None:
     if place.is_file():
         where = {"pretrained_model_name_or_path_or_dict": str(place.parent), "weight_name": place.name}
     try:
-        pipe.load_lora_weights(adapter_name=name, **where)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        with _listening() as dropped:
+            held = _held(pipe, where)
+            pipe.load_lora_weights(adapter_name=name, **where)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AssertionError, SafetensorError) as error:
         raise CapriccioError(
             f"The LoRA {lora.path!r} could not be put on this model ({_reason(error)}); "
             "give a LoRA file trained for it."
         ) from None
     if name not in _present(pipe):
         raise CapriccioError(f"The LoRA {lora.path!r} fits no layer of this model; give a LoRA file trained for it.")
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    fitting = sum(len(adapted(part, name)) for part in parts)
+    if dropped or fitting < held:
+        what = f"only {fitting} of its {held} layers do" if fitting < held else f"diffusers leaves out: {dropped[0]}"
+        raise CapriccioError(
+            f"The LoRA {lora.path!r} does not fit this model as a whole ({what}); give a LoRA file trained for it."
+        )
+
+
+def _held(pipe: Any, where: dict[str, str]) -> int:
+    """Return how many layers a file changes, once diffusers has brought it into its own layout.
+
+    Raises:
+        ValueError: If it needs a wider model: diffusers would widen this one, for good.
+    """
+    settings = {"unet_config": pipe.unet.config} if isinstance(pipe, StableDiffusionXLLoraLoaderMixin) else {}
+    state = pipe.lora_state_dict(**where, return_alphas=True, **settings)[0]
+    parts = pipe.transformer.named_modules() if hasattr(pipe, "transformer") else ()
+    widths = {path.removesuffix(".base_layer"): part.in_features for path, part in parts if isinstance(part, nn.Linear)}
+    for key, value in state.items():
+        layer = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        if value.ndim > 1 and value.shape[1] > widths.get(layer, value.shape[1]):
+            raise ValueError(f"{layer} takes {value.shape[1]} channels there and {widths[layer]} here")
+    return sum(bool(_UP.search(key)) and value.ndim > 1 for key, value in state.items())
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    """Collect what diffusers' readers of foreign layouts say that they leave out; they tell nobody else."""
+    said: list[str] = []
+    listener = _Listener(said)
+    loggers = [logging.getLogger(f"diffusers.loaders.{name}") for name in ("lora_conversion_utils", "lora_pipeline")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addFilter(listener)
+        logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeFilter(listener)
+            logger.setLevel(level)
+
+
+class _Listener(logging.Filter):
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self.said = said
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep what is said on keys that are left out; let nothing through that was not asked for."""
+        message = record.getMessage()
+        if _LEFT_OUT.search(message):
+            self.said.append(message.split(". ")[0][:160])
+            return False
+        return record.levelno >= logging.getLogger("diffusers").level
 
 
 def _restore(pipe: Any, loaded: list[str], before: list[str], found: Scalings) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from capriccio.attention import LayerInfo, layers_of
 from capriccio.backbones import weights
-from capriccio.backbones.base import Defaults, Text
+from capriccio.backbones.base import Defaults, Stream, Text
+from capriccio.backbones.limits import Limits, limited
 from capriccio.scene import Lora
 
 _TEXTS_KEPT = 256
@@ -116,17 +118,36 @@ class Wrapped:
     # --- weights ---
 
     @contextmanager
-    def adapters(self, engine: str | None, loras: Sequence[Lora]) -> Iterator[None]:
-        """Put LoRAs on for the length of a ``with`` block, and restore what was there."""
+    def adapters(
+        self, engine: str | None, loras: Sequence[Lora], regions: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[Limits]:
+        """Put LoRAs on for the length of a ``with`` block, and restore what was there.
+
+        Args:
+            engine: Of the denoiser.
+            loras: Files, folders or repositories, and their strengths.
+            regions: For the regions that they name, what their token groups are called after ``image:`` and ``text:``.
+
+        Yields:
+            What is told the token layout of each forward, for the LoRAs of regions.
+        """
         if not loras:
-            yield
+            yield Limits()
             return
-        with weights.adapters(self.pipe_with(self.denoiser(engine)), loras):
+        denoiser = self.denoiser(engine)
+        others = [part for part in self.parts.values() if part is not denoiser]
+        with weights.adapters(self.pipe_with(denoiser), loras) as names:
             self._loras = tuple(loras)
             try:
-                yield
+                pairs = zip(names, loras, strict=True)
+                with limited(pairs, regions, denoiser, others, lambda name: self.stream(engine, name)) as limits:
+                    yield limits
             finally:
                 self._loras = ()
+
+    def stream(self, engine: str | None, name: str) -> Stream | None:
+        """Return which tokens pass a layer of the denoiser; ``None`` if what passes it is no token."""
+        raise NotImplementedError
 
     def pipe_with(self, denoiser: Any) -> Any:
         """Return a pipeline that loads LoRAs into this denoiser (and into the text encoders)."""

@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from capriccio import assets
 from capriccio.errors import CapriccioError, nearest
 from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct
 from capriccio.evaluation.targets import GUIDANCE
 from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
 from capriccio.pictures import grid
-from capriccio.scene import Edit, Scene
+from capriccio.scene import Edit, Lora, Scene
 from capriccio.studio import Studio
 from capriccio.world.casting import sample_people
 from capriccio.world.graph import SceneGraph, sample_scene
@@ -149,6 +150,20 @@ def inpaintings(name: str, engine: str) -> Image.Image:
     return grid([*hidden, *painted], COLUMNS, [""] * COLUMNS + wanted, text_size=10)
 
 
+def weighted(name: str, weights: Sequence[float] = (0.0, 0.5, 1.0)) -> Image.Image:
+    """Held-out sentences painted by the miniature with a LoRA of its own, a row for each weight."""
+    rng = np.random.default_rng(17)
+    texts = [describe(_alone(rng), rng, "full") for _ in range(COLUMNS)]
+    lora = assets.path(f"miniature/{name}")
+    asked = [
+        Scene(text, Lora(lora, weight=weight), seed=seed, true_cfg_scale=GUIDANCE)
+        for weight in weights
+        for seed, text in enumerate(texts)
+    ]
+    painted = [painting.images[0] for painting in Studio.open("miniature").paint_all(asked)]
+    return grid(painted, COLUMNS, [f"{weight:g}: {text}" for weight in weights for text in texts], text_size=10)
+
+
 def to_images(pixels: Tensor) -> list[Image.Image]:
     """Pixels (B, 3, H, W) in [-1, 1] as pictures."""
     values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
@@ -178,6 +193,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "flux": partial(paintings, "miniature"),
     "fill": partial(inpaintings, "miniature", "fill"),
     "controlnet-inpaint": partial(inpaintings, "miniature", "controlnet"),
+    "style-lora": partial(weighted, "style-lora"),
     "sd": partial(paintings, "miniature-sd"),
     "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
 }

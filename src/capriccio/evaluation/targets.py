@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import count as attempts
 from itertools import cycle, islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from capriccio.evaluation.metrics import copied, load_clip, load_vae, psnr, reconstruct, retrieval, to_pixels
 from capriccio.perception.people_reader import read_people, same_person
 from capriccio.perception.reader import read, same_individual
-from capriccio.scene import Scene
+from capriccio.scene import Lora, Scene
 from capriccio.studio import Studio
 from capriccio.training.trainer import Row
 from capriccio.world.captions import caption, panel_caption
@@ -150,6 +151,17 @@ def copy_alarm(count: int = 128) -> list[Row]:
         Row("copy_alarm_silent_on_renders", _rate(silent), 0.95, 0.99),
         Row("copy_alarm_loud_on_pastes", _rate(loud), 0.95, 0.99),
     ]
+
+
+def style_read(studio: Studio, style: str, lora: Path, weight: float, count: int = 64) -> float:
+    """Return which share of pictures, painted with a LoRA from sentences of no style, is read as of a style."""
+    graphs = scenes(count, seed=6)
+    asked = [
+        Scene(text, Lora(lora, weight=weight), width=128, height=128, seed=number, true_cfg_scale=GUIDANCE)
+        for number, text in enumerate(_captions(graphs))
+    ]
+    pictures = [painting.images[0] for painting in studio.paint_all(asked)]
+    return _agreement(read(to_pixels(pictures)).style, [style] * count)
 
 
 def paint(studio: Studio, texts: Sequence[str], *, width: int = 128, told: Told) -> list[Image.Image]:

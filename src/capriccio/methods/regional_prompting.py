@@ -103,14 +103,19 @@ class Place:
     ratio: float
 
     @property
+    def tokens(self) -> str:
+        """What its groups are called after ``text:`` and ``image:``."""
+        return f"region/{self.name}"
+
+    @property
     def text(self) -> str:
         """The group of its text."""
-        return f"text:region/{self.name}"
+        return f"text:{self.tokens}"
 
     @property
     def image(self) -> str:
         """The group of its image tokens."""
-        return f"image:region/{self.name}"
+        return f"image:{self.tokens}"
 
 
 def plan(draft: Draft, conditions: Sequence[Region], options: Options) -> Draft:
@@ -118,6 +123,9 @@ def plan(draft: Draft, conditions: Sequence[Region], options: Options) -> Draft:
     draft = draft.adopt(num_inference_steps=24, guidance_scale=3.5)
     _check(draft, conditions, options)
     places = _places(draft, conditions, options)
+    named = {region.name: place.tokens for region, place in zip(conditions, places, strict=True) if region.name}
+    groups = {"image": np.ones_like(places[0].mask)} | {place.image: place.mask for place in places}
+    draft = replace(draft, groups=groups, regions=named)
     injected = max(place.injected for place in places)
     if injected == 0 or (all(place.ratio == 1 for place in places) and draft.engine is None):
         return draft.say("The regions have no strength here: the prompt paints alone.")
@@ -126,7 +134,7 @@ def plan(draft: Draft, conditions: Sequence[Region], options: Options) -> Draft:
         ratio = max(place.ratio for place in places if place.injected == injected)
         places += (Place(BACKGROUND, options.background, ~covered, injected, ratio),)
         covered = np.ones_like(covered)
-    groups = {"image": np.ones_like(covered)} | {place.image: place.mask for place in places}
+    groups |= {place.image: place.mask for place in places}
     groups |= {"image:nowhere": ~covered} if not covered.all() else {}
     reading = Steps(0.0, float(injected))
     program = attention(places, _intervals(draft, conditions, options), reading, nowhere=not covered.all())

@@ -49,6 +49,7 @@ FAMILY = {
     "flux": Member("flux.FluxTask", needs=("vae", "clip")),
     "fill": Member("inpainting.FillTask", needs=("vae", "clip"), base="flux"),
     "controlnet-inpaint": Member("inpainting.ControlNetTask", needs=("vae", "clip"), base="flux"),
+    "style-lora": Member("style_lora.StyleLoraTask", needs=("vae", "clip"), base="flux"),
     "sd": Member("sd.SDTask", needs=("vae", "clip")),
     "sd-inpaint": Member("sd.SDInpaintTask", needs=("vae", "clip"), base="sd"),
 }
