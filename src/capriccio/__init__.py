@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capriccio.errors import Cancelled, CapriccioError
-    from capriccio.scene import Edit, Lora, Region, Scene, Style, Subject
+    from capriccio.scene import Control, Edit, Lora, Region, Scene, Style, Subject
     from capriccio.studio import Painting, Studio
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cancelled": "errors",
     "CapriccioError": "errors",
+    "Control": "scene",
     "Edit": "scene",
     "Lora": "scene",
     "Painting": "studio",
@@ -28,7 +29,19 @@ _HOMES = {
     "Subject": "scene",
 }
 
-__all__ = ["Cancelled", "CapriccioError", "Edit", "Lora", "Painting", "Region", "Scene", "Studio", "Style", "Subject"]
+__all__ = [
+    "Cancelled",
+    "CapriccioError",
+    "Control",
+    "Edit",
+    "Lora",
+    "Painting",
+    "Region",
+    "Scene",
+    "Studio",
+    "Style",
+    "Subject",
+]
 
 
 def __getattr__(name: str) -> Any:
