@@ -219,7 +219,8 @@ class FluxBackbone(Wrapped):
             picture: RGB.
             place: Where it steers, (height, width); everywhere if ``None``.
         """
-        pixels = self.pipe.image_processor.preprocess(picture)
+        # Channels first in memory, as diffusers repeats them: the last bits depend on it.
+        pixels = self.pipe.image_processor.preprocess(picture).contiguous()
         if self.controlnets[net].input_hint_block is None:
             condition = self.pack(self.encode(pixels))
         else:

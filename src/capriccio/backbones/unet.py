@@ -288,7 +288,8 @@ class UNetBackbone(Wrapped):
             place: Where it steers, (height, width); everywhere if ``None``.
         """
         network = self.controlnets[net]
-        pixels = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(picture))
+        # Channels first in memory, as diffusers repeats them: the last bits depend on it.
+        pixels = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(picture)).contiguous()
         condition = pixels.to(self.device, network.dtype)
         if place is None:
             return Hint(condition)
