@@ -399,3 +399,192 @@ def test_counted_cost_is_what_the_networks_do(backbone: Any, guided: bool) -> No
         for network, forward in zip(networks, forwards, strict=True):
             network.forward = forward
     assert sum(counts) == pytest.approx(plan.cost.flops, rel=0.05)
+
+
+# --- opening ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def net_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ControlNet of FLUX."""
+    folder = tmp_path_factory.mktemp("nets") / "edges"
+    tiny.control_flux().save_pretrained(folder)
+    return folder
+
+
+def test_folders_open_by_name(flux_folder: Path, net_folder: Path) -> None:
+    listed = Studio.open(flux_folder, controlnets=[net_folder])
+    assert list(listed.backbone.controlnets) == ["edges"]
+    named = Studio.open(flux_folder, controlnets={"lines": net_folder})
+    assert list(named.backbone.controlnets) == ["lines"]
+    control = Control(EDGES)  # there is one net, so it needs no name
+    assert torch.equal(latents_of(named.backbone, control), latents_of(listed.backbone, control))
+    assert "controlnet/lines" in named.weights
+    plain = Studio.open(flux_folder).backbone
+    assert named.backbone.memory > plain.memory
+
+
+def test_a_unets_folder_opens(tmp_path: Path) -> None:
+    pipe = tiny.stable_diffusion()
+    pipe.save_pretrained(tmp_path / "sd")
+    tiny.control_unet(pipe.unet).save_pretrained(tmp_path / "edges")
+    backbone = open_backbone(tmp_path / "sd", controlnets={"edges": tmp_path / "edges"})
+    assert torch.equal(latents_of(backbone, Control(EDGES)), latents_of(new("sd15"), Control(EDGES, "edges")))
+
+
+def test_nets_of_another_family_are_refused(flux_folder: Path, controlnet_folder: Path, tmp_path: Path) -> None:
+    pipe = tiny.stable_diffusion()
+    tiny.control_unet(pipe.unet).save_pretrained(tmp_path / "edges")
+    with pytest.raises(CapriccioError, match="holds a ControlNetModel, but this model is steered by a FluxControlNet"):
+        open_backbone(flux_folder, controlnets=[tmp_path / "edges"])
+    with pytest.raises(CapriccioError, match="open it with inpainting="):
+        open_backbone(flux_folder, controlnets=[controlnet_folder])
+    with pytest.raises(CapriccioError, match=r"'lines' is a ControlNetModel, but .* is of the FLUX family"):
+        FluxBackbone(tiny.flux(), controlnets={"lines": tiny.control_unet(pipe.unet)})
+    with pytest.raises(CapriccioError, match=r"'lines' is a FluxControlNetModel, but .* Stable Diffusion family"):
+        UNetBackbone(pipe, controlnets={"lines": tiny.control_flux()})
+
+
+def test_folders_that_cannot_be_opened(flux_folder: Path, net_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CapriccioError, match=r"could not be loaded .* check the name and the connection"):
+        open_backbone(flux_folder, controlnets=[tmp_path / "nothing"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CapriccioError, match=r"give the folder of a ControlNet, with its config.json"):
+        open_backbone(flux_folder, controlnets=[tmp_path / "empty"])
+    with pytest.raises(CapriccioError, match="Two ControlNets are in folders called 'edges'"):
+        open_backbone(flux_folder, controlnets=[net_folder, net_folder])
+    broken = tmp_path / "broken"
+    tiny.control_flux().save_pretrained(broken)
+    config = json.loads((broken / "config.json").read_text()) | {"num_single_layers": 2}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CapriccioError, match=r"does not fit its config.json"):
+        open_backbone(flux_folder, controlnets=[broken])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"joint_attention_dim": 16}, "joint_attention_dim 16, but the FluxTransformer2DModel .* has 32"),
+        ({"num_attention_heads": 3}, "is 48 wide, but the transformer that it would steer 32"),
+        ({"in_channels": 32}, "takes 32 channels and 32 of its picture, but this VAE gives 16"),
+        ({"conditioning_embedding_channels": 4, "patch_size": 2}, "reads patches of 16 pixels, but a token .* is 4"),
+    ],
+)
+def test_nets_that_do_not_fit_flux(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(CapriccioError, match=says):
+        FluxBackbone(tiny.flux(), controlnets={"edges": tiny.control_flux(**settings)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"cross_attention_dim": 64}, "cross_attention_dim 64, but the UNet2DConditionModel .* has 32"),
+        ({"block_out_channels": (16, 16)}, r"block_out_channels \(16, 16\)"),
+        ({"conditioning_embedding_out_channels": (8, 8, 8)}, "cells of 4 pixels"),
+        ({"conditioning_channels": 1}, "1 of a picture"),
+        ({"global_pool_conditions": True}, "guess mode and is not painted here"),
+    ],
+)
+def test_nets_that_do_not_fit_a_unet(settings: dict[str, Any], says: str) -> None:
+    pipe = tiny.stable_diffusion()
+    with pytest.raises(CapriccioError, match=says):
+        UNetBackbone(pipe, controlnets={"edges": tiny.control_unet(pipe.unet, **settings)})
+
+
+def test_a_net_of_sdxl_does_not_fit_stable_diffusion() -> None:
+    net = tiny.control_unet(tiny.unet("sdxl"))
+    with pytest.raises(CapriccioError, match="give a ControlNet that was trained with this model"):
+        UNetBackbone(tiny.stable_diffusion(), controlnets={"edges": net})
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"image": None}, "give a path, a PIL image or a numpy array"),
+        ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "starts at 0.5 and ends at 0.5"),
+        ({"control_guidance_start": 0.9, "control_guidance_end": 0.1}, "which leaves none"),
+        ({"control_guidance_end": 1.5}, "for 'control_guidance_end'; input should be less than or equal to 1"),
+        ({"controlnet_conditioning_scale": -0.5}, "-0.5 for 'controlnet_conditioning_scale'"),
+        ({"mode": "dept"}, "mode 'dept' is unknown; did you mean 'depth'"),
+        ({"mode": -1}, "received -1 for 'mode'"),
+        ({"mode": [1]}, r"received \[1\] for 'mode'"),
+        ({"by": "diptych"}, "A control names a method or options, but needs none"),
+        ({"strength": 1}, "A control has no setting 'strength'"),
+    ],
+)
+def test_bad_controls_are_refused_in_a_sentence(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(CapriccioError, match=says):
+        Control(**{"image": EDGES} | settings)
+    with pytest.raises(CapriccioError, match="A control needs 'image'; give it"):
+        Control()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "names no ControlNet, and .* has 'edges', 'depth', 'union'; give net= one of them"),
+        ({"net": "egdes"}, "has no ControlNet 'egdes'; did you mean 'edges'"),
+        ({"net": "edges", "mode": "depth"}, "'edges' knows one kind of picture only; leave it out"),
+        ({"net": "union"}, "'union' knows 7 kinds of picture, but the control does not say which; give mode= 'canny'"),
+        ({"net": "union", "mode": 7}, "mode=7 is number 7, but the ControlNet 'union' knows 7 .* 0 to 6"),
+        (
+            {"net": "edges", "control_guidance_start": 0.3, "control_guidance_end": 0.4},
+            "0.3 to 0.4 of 4 steps holds no",
+        ),
+        ({"net": "edges", "mask": Image.new("L", (8, 8), 255)}, "mask of the control is 8 x 8 pixels"),
+        ({"net": "edges", "mask": Image.new("L", (48, 32))}, "mask of the control is all black"),
+        ({"net": "edges", "image": "missing.png"}, "missing.png' does not exist"),
+    ],
+)
+def test_controls_that_cannot_be_planned(flux: FluxBackbone, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(CapriccioError, match=says):
+        plan_of(flux, Control(**{"image": EDGES} | settings))
+
+
+def test_a_mask_that_is_cropped_away(flux: FluxBackbone) -> None:
+    mask = Image.new("L", (32, 128))
+    mask.paste(255, (0, 0, 32, 8))
+    with pytest.raises(CapriccioError, match="Nothing of the control's mask is left"):
+        plan_of(flux, Control(drawing(4, (32, 128)), "edges", mask=mask, fit="crop"))
+
+
+def test_without_a_net_there_is_a_remedy() -> None:
+    with pytest.raises(CapriccioError, match="was opened without a ControlNet; open it with controlnets="):
+        plan_of(FluxBackbone(tiny.flux()), Control(EDGES))
+
+
+# --- what is told -------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_it_all(flux: FluxBackbone) -> None:
+    control = Control(DEPTH, "union", mode="depth", controlnet_conditioning_scale=0.7, control_guidance_end=0.5)
+    plan = plan_of(flux, control, Control(EDGES, "edges"))
+    assert plan.sections()["controls"] == [
+        "ControlNet union, mode 2 (depth) x 0.7, steps [0, 2): sees control:1",
+        "ControlNet edges x 1, steps [0, 4): sees control:2",
+    ]
+    assert plan_of(flux).sections()["controls"] == ["no control picture"]
+    assert plan.method is None
+    json.dumps(plan.as_dict())
+
+
+def test_a_scene_with_controls_travels(flux: FluxBackbone, tmp_path: Path) -> None:
+    EDGES.save(tmp_path / "edges.png")
+    half().save(tmp_path / "left.png")
+    control = Control(
+        tmp_path / "edges.png", "union", mode="tile", mask=tmp_path / "left.png", control_guidance_end=0.5
+    )
+    scene = Scene("a street", [control], **SIZE)
+    again = Scene.load(scene.save(tmp_path / "scene.yaml"))
+    assert again == scene
+    assert (again.conditions[0].net, again.conditions[0].mode) == ("union", "tile")
+    assert "control" in Scene.json_schema()["properties"]["conditions"]["items"]["discriminator"]["mapping"]
+    painting = Studio(flux).paint(again.but(num_inference_steps=2, max_sequence_length=24))
+    (file,) = painting.save(tmp_path / "street.png")
+    (inside,) = Scene.load(file).conditions
+    assert isinstance(inside, Control)
+    assert inside.image.path is None  # embedded, for a recipe names no file
+    assert inside.net == "union"

@@ -155,7 +155,7 @@ def controlnet(base: FluxTransformer2DModel) -> nn.Module:
 
 def loud(net: nn.Module) -> Any:
     """Let the zeroed layers of a ControlNet say something."""
-    for name, layer in net.named_modules():
+    for layer in net.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
             nn.init.normal_(layer.weight, std=0.3)
             nn.init.normal_(layer.bias, std=0.1)
