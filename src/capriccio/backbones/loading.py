@@ -31,6 +31,7 @@ from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError, nearest
 from capriccio.formats import alimama
 from capriccio.formats.alimama import load_inpainting_controlnet
+from capriccio.world.controls import CONTROLS
 
 Memory = Literal["full", "offload", "sequential", "8bit", "4bit"]
 
@@ -43,9 +44,6 @@ SideNetworks = {"transformer": FluxControlNetModel, "unet": ControlNetModel}
 """The ControlNets of each family, by the name of its denoiser."""
 
 MINIATURE, MINIATURE_SD = "miniature", "miniature-sd"
-MINIATURE_CONTROLS = ("edges", "depth", "keypoints")
-"""What the miniature's own ControlNets see, and how they are called."""
-
 MINIATURE_DEFAULTS = Defaults(
     width=128,
     height=128,
@@ -177,7 +175,7 @@ def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None, co
         if inpainting is None and assets.available(engine):
             parts |= _engine(assets.path(engine), "transformer", dtype, memory)
     parts = parts or _engine(inpainting, "transformer", dtype, memory)
-    own = {name: f"miniature/controlnet-{name}" for name in MINIATURE_CONTROLS}
+    own = {name: f"miniature/controlnet-{name}" for name in CONTROLS}
     nets = {name: assets.path(place) for name, place in own.items() if assets.available(place)}
     parts["controlnets"] = _controlnets(nets | _named(controlnets), "transformer", dtype)
     return FluxBackbone(pipe, name=MINIATURE, defaults=MINIATURE_DEFAULTS, **parts)
