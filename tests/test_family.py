@@ -166,7 +166,10 @@ def test_an_interrupted_family_goes_on(worker: Worker, tmp_path: Path) -> None:
 def test_a_failure_stops_what_needs_it_and_nothing_else(worker: Worker, tmp_path: Path) -> None:
     said: list[str] = []
     worker.stops["flux"] = lambda: 1
-    with pytest.raises(CapriccioError, match="Not trained: flux, fill, controlnet-inpaint"):
+    with pytest.raises(
+        CapriccioError,
+        match="Not trained: flux, fill, controlnet-inpaint, controlnet-edges, controlnet-depth, controlnet-keypoints",
+    ):
         train_family(orders(tmp_path), said.append)
     assert "fill is left out: it needs flux." in said
     assert {"sd", "sd-inpaint"} <= set(worker.trained)

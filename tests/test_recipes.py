@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    FluxControlNetModel,
     FluxFillPipeline,
     FluxPipeline,
     StableDiffusionInpaintPipeline,
@@ -27,14 +28,15 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.loading import open_backbone
 from capriccio.errors import CapriccioError
 from capriccio.evaluation import sheets
 from capriccio.formats.alimama import load_inpainting_controlnet
-from capriccio.recipes import flux, gallery, inpainting, miniature, painting, sd, style_lora, vae
+from capriccio.recipes import control, flux, gallery, inpainting, miniature, painting, sd, style_lora, vae
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
 from capriccio.recipes.reader import IGNORED, indices
-from capriccio.scene import Edit, Lora, Scene
+from capriccio.scene import Control, Edit, Lora, Scene
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.casting import sample_people
@@ -98,6 +100,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in (flux.FluxTask, inpainting.FillTask, inpainting.ControlNetTask, sd.SDTask):
         monkeypatch.setattr(task, "shares", {"scenes": 0.5, "pairs": 0.5})
         monkeypatch.setattr(task, "sizes", {"scenes": 2, "pairs": 2})
+    monkeypatch.setattr(control.ControlTask, "sizes", {"scenes": 2})
 
 
 def prepared(task: Any) -> Any:
@@ -264,6 +267,34 @@ def test_a_style_lora_learns_alone_and_joins_its_base(tmp_path: Path, base: Path
     assert pipe.transformer.transformer_blocks[0].attn.to_q.scaling == {"default": 1.0}
     with pytest.raises(CapriccioError, match="no scene of the style 'cubist'"):
         prepared(style_lora.StyleLoraTask(tmp_path, start=base, style="cubist")).batch(np.random.default_rng(0))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", control.CONTROLS)
+def test_a_controlnet_starts_neutral_learns_alone_and_saves(kind: str, tmp_path: Path, base: Path) -> None:
+    tasks = {"edges": control.EdgesTask, "depth": control.DepthTask, "keypoints": control.KeypointsTask}
+    task = prepared(tasks[kind](tmp_path, start=base))
+    for value in task.transformer.parameters():  # as if it had learned: its output is no longer zero
+        value.add_(torch.randn_like(value) * 0.05)
+    assert task.name == f"controlnet-{kind}"
+    batch = task.batch(np.random.default_rng(3))
+    assert batch["control"].shape == (2, 3, 128, 128)
+    assert batch["control"].min() == -1
+    assert batch["control"].max() > 0
+    model, _ = one_step(task)
+    assert all(value.grad is None for value in task.transformer.parameters())
+    learning = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert learning  # the zeroed outputs learn first
+    assert {name.split(".")[1] for name in learning} == {"controlnet_blocks", "controlnet_single_blocks"}
+    task.save(model, tmp_path / "out")
+    saved = FluxControlNetModel.from_pretrained(tmp_path / "out")  # plain diffusers, without us
+    assert (saved.config.num_layers, saved.config.num_single_layers, saved.config.num_mode) == (1, 1, None)
+    pipe = FluxPipeline.from_pretrained(base, transformer=task.transformer)
+    studio = Studio(FluxBackbone(pipe, controlnets={kind: saved}))
+    control_picture = Control(Image.new("RGB", (128, 128)), kind)
+    room = {"width": 128, "height": 128, "num_inference_steps": 1, "max_sequence_length": 16}
+    ours, plain = (studio.paint(Scene("a mug", given, **room)).images[0] for given in ([control_picture], []))
+    assert np.array_equal(np.asarray(ours), np.asarray(plain))  # untrained, it adds nothing
 
 
 @pytest.fixture(scope="module")

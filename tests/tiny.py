@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxFillPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -148,6 +151,42 @@ def controlnet(base: FluxTransformer2DModel) -> nn.Module:
     for layer in zeroed:
         nn.init.normal_(layer.weight, std=0.3)
     return found.eval()
+
+
+def loud(net: nn.Module) -> Any:
+    """Let the zeroed layers of a ControlNet say something."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
+            nn.init.normal_(layer.weight, std=0.3)
+            nn.init.normal_(layer.bias, std=0.1)
+    return net.eval()
+
+
+def control_flux(modes: int | None = None, seed: int = 5, **settings: Any) -> FluxControlNetModel:
+    """A ControlNet of FLUX, of one double and one single block; a union with so many modes."""
+    torch.manual_seed(seed)
+    own: dict[str, Any] = {
+        "in_channels": 4 * LATENTS,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 4, 8),
+        "num_mode": modes,
+    }
+    return loud(FluxControlNetModel(**own | settings))
+
+
+def control_unet(unet: UNet2DConditionModel, seed: int = 5, **settings: Any) -> ControlNetModel:
+    """A ControlNet for a tiny U-Net, whose pictures have two pixels a side for each cell of the latent."""
+    torch.manual_seed(seed)
+    known = signature(ControlNetModel.__init__).parameters
+    own = {key: value for key, value in unet.config.items() if key in known}
+    own |= {"conditioning_embedding_out_channels": (8, 16)}
+    return loud(ControlNetModel(**own | settings))
 
 
 def save_flux(folder: Path) -> Path:

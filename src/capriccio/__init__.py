@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capriccio.errors import Cancelled, CapriccioError
-    from capriccio.scene import Edit, Layout, Lora, Region, Scene, Style, Subject
+    from capriccio.scene import Control, Edit, Layout, Lora, Region, Scene, Style, Subject
     from capriccio.studio import Painting, Studio
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cancelled": "errors",
     "CapriccioError": "errors",
+    "Control": "scene",
     "Edit": "scene",
     "Layout": "scene",
     "Lora": "scene",
@@ -32,6 +33,7 @@ _HOMES = {
 __all__ = [
     "Cancelled",
     "CapriccioError",
+    "Control",
     "Edit",
     "Layout",
     "Lora",

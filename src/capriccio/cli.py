@@ -245,18 +245,18 @@ def _scene(prompt: str | None, file: Path | None, conditions: Sequence[Condition
 
 def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
     """Return the scene with its conditions given to a method, with the method's settings."""
-    from capriccio.scene import Lora
+    from capriccio.scene import Companion
 
     if by is None and not options:
         return scene
-    if all(isinstance(condition, Lora) for condition in scene.conditions):
+    if all(isinstance(condition, Companion) for condition in scene.conditions):
         raise CapriccioError(
             "--by and --option need a condition to work on; add --subject, --style, --edit or --region."
         )
 
     def given(condition: Condition) -> Condition:
         settings = dict(condition) | {"options": condition.options | options} | ({"by": by} if by else {})
-        return condition if isinstance(condition, Lora) else type(condition)(**settings)
+        return condition if isinstance(condition, Companion) else type(condition)(**settings)
 
     return scene.but(conditions=tuple(map(given, scene.conditions)))
 

@@ -260,7 +260,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 # --- masks -------------------------------------------------------------------------------------------------------
 
 
-def open_mask(source: Source | Picture, size: tuple[int, int], what: str = "mask") -> Image.Image:
+def open_mask(
+    source: Source | Picture, size: tuple[int, int], what: str = "mask", *, all_white: bool = False
+) -> Image.Image:
     """Return a mask, white (255) where it holds and black (0) elsewhere, mode ``"L"``.
 
     Where the picture has transparency, what is painted counts; otherwise, what is light.
@@ -269,9 +271,10 @@ def open_mask(source: Source | Picture, size: tuple[int, int], what: str = "mask
         source: The mask, as for `open_picture`.
         size: Width and height of the picture that it belongs to.
         what: What to call it in a sentence.
+        all_white: Whether it may hold everywhere.
 
     Raises:
-        CapriccioError: If its size differs, or it holds nowhere or everywhere.
+        CapriccioError: If its size differs, or it holds nowhere, or everywhere without leave.
     """
     image = open_picture(source)
     if image.size != size:
@@ -282,7 +285,7 @@ def open_mask(source: Source | Picture, size: tuple[int, int], what: str = "mask
     grey = image.getchannel("A") if image.mode == "RGBA" else image.convert("L")
     mask = grey.point(lambda value: 255 if value >= 128 else 0)
     dark, light = mask.getextrema()
-    if dark == light:
+    if dark == light and not (light and all_white):
         state = "all white" if light else "all black, so it marks nothing"
         raise CapriccioError(f"The {what} is {state}; paint white what it should mark and black what it should not.")
     return mask

@@ -16,14 +16,14 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 from PIL import Image
 
-from capriccio import text
+from capriccio import controls, text
 from capriccio.attention import AttentionProgram, CompiledProgram, Layout, Steps
-from capriccio.backbones.base import Backbone
+from capriccio.backbones.base import Backbone, Steering
 from capriccio.canvas import Box, Canvas, Mask
 from capriccio.errors import CapriccioError, nearest
 from capriccio.guidance import Branch, Chain, classifier_free
 from capriccio.phases import POSITIVE, Phase, Prompt, Reader, named_groups
-from capriccio.scene import Condition, Lora, Scene
+from capriccio.scene import Companion, Condition, Control, Lora, Scene
 
 T = TypeVar("T")
 
@@ -96,6 +96,7 @@ class Draft:
         settings: The numbers that hold, the scene's own included.
         prompt: The whole prompt.
         canvas: What is painted at once; the picture itself if ``None``.
+        picture: Where on the canvas the picture lies that is asked for; all of it if ``None``.
         engine: How the known part of the canvas is kept, if there is one.
         control_scale: Strength of an inpainting ControlNet.
         strength: How far the canvas is changed: 1 paints it from noise, less starts from the canvas, noised.
@@ -117,6 +118,7 @@ class Draft:
     settings: Settings
     prompt: str
     canvas: Canvas | None = None
+    picture: Box | None = None
     engine: str | None = None
     control_scale: float = 1.0
     strength: float = 1.0
@@ -269,6 +271,7 @@ class Plan:
     phases: tuple[Phase, ...]
     collage: Collage | None
     voices: tuple[str, ...]
+    controls: tuple[Steering, ...]
     loras: tuple[Lora, ...]
     regions: Mapping[str, str]
     preparations: tuple[Preparation, ...]
@@ -301,7 +304,8 @@ class Plan:
         )
         numbers = (self.control_scale, self.strength, self.guidance_scale)
         weights = (self.loras, tuple(self.regions.items()))
-        own = (self.canvas.grid, self.engine, *numbers, self.guidance, *weights, self.collage, len(self.voices))
+        collage = (self.collage, len(self.voices))
+        own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.controls, *weights, *collage)
         steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
         return (*own, *steps, attention)
 
@@ -319,6 +323,7 @@ class Plan:
             "phases": self._phase_words(),
             "attention": list(dict.fromkeys(line for program in self.programs for line in program.lines()))
             or ["no edits: the stock calls"],
+            "controls": [controls.words(one) for one in self.controls] or ["no control picture"],
             "branches": [f"{branch.role}: {branch.prompt!r}" for branch in self.branches],
             "guidance": [self._guidance_words()],
             "steps": [self._step_words()],
@@ -393,10 +398,7 @@ def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -
     Raises:
         CapriccioError: If something cannot be done, or would have no effect.
     """
-    conditions = [condition for condition in scene.conditions if not isinstance(condition, Lora)]
-    for lora in scene.conditions:
-        if isinstance(lora, Lora) and (lora.by or lora.options):
-            raise CapriccioError(f"The LoRA {lora.path!r} names a method or options, but needs none; leave them out.")
+    conditions = [condition for condition in scene.conditions if not isinstance(condition, Companion)]
     method = choose_method(conditions, methods)
     draft, options = Draft(scene, backbone, _settings(scene, backbone), scene.words), None
     if method is not None:
@@ -480,6 +482,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
     draft = draft.say(*notes, *_lora_notes(draft.scene), *draft.backbone.remarks)
     draft = _encoding(draft, prompts, passages)
     start, num_steps = _steps(draft)
+    draft, steerings = _controls(draft, num_steps)
     canvas, backbone = _canvas(draft), draft.backbone
     phases = Reader(
         backbone=backbone,
@@ -517,12 +520,13 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         phases=phases,
         collage=draft.collage,
         voices=(prompts[POSITIVE].output, *(passage.output for passage in passages if draft.collage)),
+        controls=steerings,
         loras=_loras(draft.scene),
         regions=_regions(draft),
         preparations=draft.preparations,
         finish=draft.finish,
         rows=rows,
-        cost=_cost(draft, phases, rows, voices=1 + len(passages) if draft.collage else 1),
+        cost=_cost(draft, phases, steerings, rows, voices=1 + len(passages) if draft.collage else 1),
         notes=draft.notes,
     )
 
@@ -689,7 +693,24 @@ def _lora_notes(scene: Scene) -> list[str]:
     return [f"The LoRA {path!r} has weight 0 and is left out." for path in left_out]
 
 
-def _cost(draft: Draft, phases: Sequence[Phase], rows: int, voices: int) -> Cost:
+def _controls(draft: Draft, num_steps: int) -> tuple[Draft, tuple[Steering, ...]]:
+    """Add the encoding of control pictures, and return the ControlNets that see them."""
+    given = [condition for condition in draft.scene.conditions if isinstance(condition, Control)]
+    steerings: list[Steering] = []
+    for number, control in enumerate(given, 1):
+        if control.controlnet_conditioning_scale == 0:
+            # It would run for nothing.
+            draft = draft.say(f"Control {number} has controlnet_conditioning_scale 0 and is left out.")
+            continue
+        name = f"control:{number}"
+        guide = controls.guide(control, name, draft.backbone, _canvas(draft), draft.picture, num_steps)
+        run = _bound(draft.backbone.hint, guide.steering.net, guide.picture, guide.place)
+        draft = draft.add(Preparation(name, f"hint of {guide.steering.net}", guide.says, run))
+        steerings.append(guide.steering)
+    return draft, tuple(steerings)
+
+
+def _cost(draft: Draft, phases: Sequence[Phase], steerings: Sequence[Steering], rows: int, voices: int) -> Cost:
     backbone, engine, image = draft.backbone, draft.engine, _canvas(draft).num_tokens
     heads, width = backbone.heads(engine)
     passes = [(phase.steps, one) for phase in phases for one in phase.passes]
@@ -698,6 +719,10 @@ def _cost(draft: Draft, phases: Sequence[Phase], rows: int, voices: int) -> Cost
         linear = backbone.flops(engine, sum(one.lengths), image, base=one.lengths[0], twin=one.twins)
         attention = sum(sum(one.compiled.flops(heads, width, step, role)) for step in steps for role in one.roles)
         flops += voices * (len(steps) * len(one.roles) * linear + attention)
+    first = phases[0].passes[0]  # whose prompt ControlNets read, in every step
+    for steering in steerings:
+        runs = voices * len(steering.steps) * len(first.roles)
+        flops += runs * backbone.control_flops(steering.net, first.lengths[0], image)
     # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
     states = int(np.max(np.multiply(heads, width)))
     longest = max(len(one.roles) * (one.compiled.layout.length + one.twins) for _, one in passes)

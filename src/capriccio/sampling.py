@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from capriccio.attention import Attachment, CompiledProgram
 from capriccio.backbones import schedules
-from capriccio.backbones.base import Backbone, Inputs, Known, Text
+from capriccio.backbones.base import Backbone, Hint, Inputs, Known, Residuals, Text
 from capriccio.backbones.limits import Limits
 from capriccio.canvas import collage, hold
 from capriccio.errors import Cancelled
@@ -98,12 +98,17 @@ class Predictor:
     def __call__(self, latents: Tensor, time: Tensor, step: int) -> Tensor:
         """Return the guided prediction, shaped as the latents, at one timestep, which is the given step of the run."""
         predictions: dict[str, Tensor] = {}
+        residuals: Residuals | None = None
         for one in (one for one in self.forwards if step in one.steps):
             self._put_to_work(one.attachment)
             self.limits.tell(one.attachment.compiled)
             one.attachment.set(step=step, roles=[role for role in one.roles for _ in range(len(latents))])
             rows = torch.cat([latents] * len(one.roles)) if len(one.roles) > 1 else latents
-            found = self.backbone.predict(rows, time, one.text, one.roles[0], self.inputs[len(one.roles)])
+            inputs = self.inputs[len(one.roles)]
+            if residuals is None:
+                # As in diffusers: ControlNets run once a step, with the first forward, and steer all of them alike.
+                residuals = self.backbone.steer(rows, time, one.text, step, inputs)
+            found = self.backbone.predict(rows, time, one.text, one.roles[0], inputs, residuals)
             predictions |= zip(one.roles, found.chunk(len(one.roles)), strict=True)
         return self.guidance.combine(predictions)
 
@@ -115,9 +120,11 @@ class Predictor:
 
 def _for_each(inputs: Inputs, branches: int) -> Inputs:
     """Return inputs of as many rows for each of several branches."""
-    if inputs.known is None or branches == 1:
+    if branches == 1:
         return inputs
-    return replace(inputs, known=Known.stack([inputs.known] * branches))
+    known = None if inputs.known is None else Known.stack([inputs.known] * branches)
+    hints = tuple((steering, Hint.stack([hint] * branches)) for steering, hint in inputs.controls)
+    return replace(inputs, known=known, controls=hints)
 
 
 @torch.no_grad()
@@ -239,8 +246,9 @@ def _run(
         for phase in plan.phases
         for one in phase.passes
     ]
-    inputs = Inputs(plan.canvas.grid, plan.engine, known, plan.guidance_scale, plan.control_scale)
     voices = len(plan.voices)
+    hints = tuple((one, Hint.stack([output[one.hint] for output in own for _ in plan.voices])) for one in plan.controls)
+    inputs = Inputs(plan.canvas.grid, plan.engine, known, plan.guidance_scale, plan.control_scale, hints)
     generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
     noise = torch.cat([backbone.noise(generator, *plan.canvas.grid) for generator in generators])
     noise = noise.repeat_interleave(voices, 0) if voices > 1 else noise

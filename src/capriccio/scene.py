@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -280,7 +280,76 @@ class Layout(Condition):
         return None if page is None else json.loads(json.dumps(page))
 
 
-class Lora(Condition):
+class Companion(Condition):
+    """A condition that every method takes along: it has none of its own."""
+
+    def __init__(self, /, **settings: Any) -> None:
+        super().__init__(**settings)  # for type checkers, as above
+
+    @model_validator(mode="after")
+    def _needs_no_method(self) -> Self:
+        if self.by is not None or self.options:
+            raise CapriccioError(
+                f"{_upper(self.noun)} names a method or options, but needs none, for it goes with every method; "
+                "leave them out."
+            )
+        return self
+
+
+UnionMode = Literal["canny", "tile", "depth", "blur", "pose", "gray", "low quality"]
+UNION_MODES = get_args(UnionMode)
+"""What a FLUX ControlNet of several kinds of picture calls them, in the order that Union and Union-Pro number them."""
+
+
+class Control(Companion):
+    """A picture that steers the layout through a ControlNet.
+
+    Attributes:
+        image: The control picture itself, such as edges, depth or key points: light on black, as the ControlNet knows.
+        net: Name of the ControlNet among those that were opened; may be left out where there is one.
+        mode: For a ControlNet of several kinds of picture (union), which of them this is: one of `UNION_MODES`, or the
+            number that the ControlNet gives it.
+        controlnet_conditioning_scale: Factor of what the ControlNet adds, as in diffusers; 0 leaves it out.
+        control_guidance_start: Share of the steps before it is at work, as in diffusers.
+        control_guidance_end: Share of the steps after which it is no longer.
+        mask: Where in the control picture it steers, white on black, of the same size; everywhere if ``None``.
+        fit: How a picture of another shape fills the picture that is painted; beyond its edges it steers nothing.
+    """
+
+    noun = "a control"
+    kind: Literal["control"] = "control"
+    image: OnePicture
+    net: str | None = Field(None, min_length=1)
+    mode: Annotated[int, Field(ge=0)] | UnionMode | None = None
+    controlnet_conditioning_scale: float = Field(1.0, ge=0)
+    control_guidance_start: float = Field(0.0, ge=0, le=1)
+    control_guidance_end: float = Field(1.0, ge=0, le=1)
+    mask: OnePicture | None = None
+    fit: Fit = "pad"
+
+    def __init__(self, /, image: Any = ..., net: Any = ..., **settings: Any) -> None:
+        super().__init__(image=image, net=net, **settings)
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _a_mode(cls, mode: Any) -> Any:
+        if isinstance(mode, str) and mode not in UNION_MODES:
+            raise CapriccioError(f"mode {mode!r} is unknown; {nearest(mode, UNION_MODES)}")
+        if not isinstance(mode, int | str | None) or isinstance(mode, bool) or (isinstance(mode, int) and mode < 0):
+            raise CapriccioError(f"A control received {mode!r} for 'mode'; give a name such as 'depth', or a number.")
+        return mode
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Self:
+        if self.control_guidance_start >= self.control_guidance_end:
+            raise CapriccioError(
+                f"A control starts at {self.control_guidance_start:g} and ends at {self.control_guidance_end:g} of the "
+                "steps, which leaves none; give a control_guidance_start below control_guidance_end."
+            )
+        return self
+
+
+class Lora(Companion):
     """A low-rank adapter of the weights.
 
     Attributes:
@@ -301,13 +370,14 @@ class Lora(Condition):
         super().__init__(path=os.fspath(path) if isinstance(path, os.PathLike) else path, **settings)
 
 
-AnyCondition = Annotated[Subject | Style | Edit | Region | Layout | Lora, Field(discriminator="kind")]
+AnyCondition = Annotated[Subject | Style | Edit | Region | Layout | Control | Lora, Field(discriminator="kind")]
 CONDITIONS: dict[str, type[Condition]] = {
     "subject": Subject,
     "style": Style,
     "edit": Edit,
     "region": Region,
     "layout": Layout,
+    "control": Control,
     "lora": Lora,
 }
 """Every kind of condition, by the name that a scene file gives it."""

@@ -23,7 +23,7 @@ from PIL import Image
 import capriccio
 from capriccio import pictures
 from capriccio.backbones.base import Backbone
-from capriccio.backbones.loading import Memory, open_backbone, out_of_memory, wrap
+from capriccio.backbones.loading import ControlNets, Memory, open_backbone, out_of_memory, wrap
 from capriccio.methods import METHODS
 from capriccio.plan import Plan, make_plan
 from capriccio.sampling import Callback, Painted, Progress, count_steps, paint
@@ -100,6 +100,7 @@ class Studio:
         dtype: torch.dtype | None = None,
         memory: Memory = "full",
         inpainting: str | os.PathLike[str] | None = None,
+        controlnets: ControlNets = (),
         config: str | os.PathLike[str] | None = None,
         textual_inversions: Sequence[str | os.PathLike[str]] = (),
         ip_adapter: str | os.PathLike[str] | None = None,
@@ -114,6 +115,8 @@ class Studio:
             memory: ``"full"``, ``"offload"``, ``"sequential"``, ``"8bit"`` or ``"4bit"``.
             inpainting: A folder or repository of a model to paint into a canvas with as well: an inpainting ControlNet
                 (alimama layout), FLUX Fill, an inpainting model of Stable Diffusion or SDXL.
+            controlnets: Folders or repositories of ControlNets, by the names that controls call them; in a list, by the
+                names of the folders.
             config: For a single file: a pipeline folder or repository with everything that the file lacks.
             textual_inversions: Files of learned words, for Stable Diffusion and SDXL.
             ip_adapter: A file of an IP-Adapter, for Stable Diffusion and SDXL.
@@ -123,6 +126,7 @@ class Studio:
             CapriccioError: If something is not found, does not fit together, or does not fit in memory.
         """
         parts: dict[str, Any] = {"textual_inversions": textual_inversions, "ip_adapter": ip_adapter, "tiling": tiling}
+        parts["controlnets"] = controlnets
         return cls(
             open_backbone(
                 name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config, **parts

@@ -129,6 +129,51 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Steering:
+    """A ControlNet at work.
+
+    Attributes:
+        net: Its name.
+        mode: The kind of its control picture, for a union of several.
+        scale: Factor of what it adds.
+        steps: In which it adds that.
+        hint: Name of its control picture among the outputs of the preparations.
+        everywhere: Whether it steers the whole canvas.
+    """
+
+    net: str
+    mode: int | None
+    scale: float
+    steps: range
+    hint: str
+    everywhere: bool = True
+
+
+@dataclass(frozen=True)
+class Hint:
+    """A control picture, as its ControlNet takes it.
+
+    Attributes:
+        condition: Packed latents (B, N, C), or pixels (B, 3, H, W).
+        places: 1 where it steers and 0 elsewhere, of each shape that residuals have, to be multiplied with them;
+            nothing where it steers everywhere.
+    """
+
+    condition: Tensor
+    places: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def stack(hints: Sequence[Hint]) -> Hint:
+        """Put control pictures of one ControlNet below each other."""
+        places = zip(*(hint.places for hint in hints), strict=True)
+        return Hint(torch.cat([hint.condition for hint in hints]), tuple(map(torch.cat, places)))
+
+
+Residuals = Mapping[str, Any]
+"""What ControlNets add inside a denoiser, by the names of its arguments; nothing where none is at work."""
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What every forward of one run shares.
 
@@ -137,7 +182,8 @@ class Inputs:
         engine: How the known part is kept, or ``None``.
         known: That part.
         guidance_scale: Embedded guidance, or ``None`` where the model has none.
-        control_scale: Strength of the ControlNet's residuals.
+        control_scale: Strength of the residuals of an inpainting ControlNet.
+        controls: ControlNets, and their control pictures.
     """
 
     grid: tuple[int, int]
@@ -145,6 +191,11 @@ class Inputs:
     known: Known | None = None
     guidance_scale: float | None = None
     control_scale: float = 1.0
+    controls: tuple[tuple[Steering, Hint], ...] = ()
+
+    def at(self, step: int) -> tuple[tuple[Steering, Hint], ...]:
+        """Return the ControlNets at work in a step."""
+        return tuple(one for one in self.controls if step in one[0].steps)
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
@@ -187,6 +238,10 @@ class Backbone(Protocol):
         """Names of the schedulers that a scene may ask for."""
 
     @property
+    def controlnets(self) -> Mapping[str, nn.Module]:
+        """ControlNets that control pictures steer through, by name."""
+
+    @property
     def device(self) -> torch.device:
         """Where the denoiser runs."""
 
@@ -217,6 +272,12 @@ class Backbone(Protocol):
             twin: Tokens of a twin of the image, where it is a stream of its own.
         """
 
+    def control_flops(self, net: str, text: int, image: int) -> int:
+        """Count the FLOPs of one forward of one row of a ControlNet, its attention included."""
+
+    def modes(self, net: str) -> int | None:
+        """Return how many kinds of control picture a ControlNet knows, if it has to be told which."""
+
     def word_count(self, prompt: str) -> int:
         """Return how many text tokens a prompt needs."""
 
@@ -238,6 +299,9 @@ class Backbone(Protocol):
     def known(self, engine: str, canvas: Image.Image, paint: Mask) -> Known:
         """Encode the known part of one canvas for an engine."""
 
+    def hint(self, net: str, picture: Image.Image, place: Mask | None) -> Hint:
+        """Encode a control picture of the canvas's size for a ControlNet that steers in one place of it, or all."""
+
     def noise(self, seed: int | torch.Generator, rows: int, columns: int) -> Tensor:
         """Draw unit noise of one row for a grid of tokens, from a seed or from a generator that is used further."""
 
@@ -253,7 +317,12 @@ class Backbone(Protocol):
     def skipped(self, steps: int, strength: float) -> int:
         """Return how many of the steps a run leaves out that changes a picture by ``strength`` (0 to 1)."""
 
-    def predict(self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs) -> Tensor:
+    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs) -> Residuals:
+        """Return what the control pictures at work in a step of the run add to predictions at ``time``."""
+
+    def predict(
+        self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs, residuals: Residuals | None = None
+    ) -> Tensor:
         """Return one prediction of the denoiser; ``role`` is that of the first rows."""
 
     def decode(self, latents: Tensor, rows: int, columns: int) -> list[Image.Image]:

@@ -8,7 +8,8 @@ without edits equals it to the last bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import diffusers
@@ -21,15 +22,16 @@ from torch import Tensor, nn
 
 from capriccio import text as words
 from capriccio.attention import TokenLayout, layers_of
-from capriccio.backbones.base import Defaults, Inputs, Known, Stream, Text, generator_of
-from capriccio.backbones.wrapped import Wrapped
-from capriccio.canvas import Canvas, Mask, latent_cells, to_pixels
+from capriccio.backbones.base import Defaults, Hint, Inputs, Known, Residuals, Stream, Text, generator_of
+from capriccio.backbones.wrapped import Wrapped, check_alike, nets_of
+from capriccio.canvas import Canvas, Mask, latent_cells, rasterise, to_pixels
 from capriccio.errors import CapriccioError, nearest
 from capriccio.formats import alimama
 
 _SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 _HIDDEN = {"controlnet": -1.0, "fill": 0.0}
 """The pixel value under the mask that each engine was trained with."""
+_ALIKE = ("joint_attention_dim", "pooled_projection_dim")
 
 
 class FluxBackbone(Wrapped):
@@ -40,6 +42,7 @@ class FluxBackbone(Wrapped):
         name: What to call it.
         controlnet: An inpainting ControlNet in the alimama layout.
         fill: The transformer of FLUX Fill, beside a pipeline that paints from text.
+        controlnets: ControlNets that control pictures steer through, by name; those of the pipeline come along.
         defaults: Numbers to paint with; those of diffusers' pipeline by default.
 
     Raises:
@@ -57,17 +60,21 @@ class FluxBackbone(Wrapped):
         name: str | None = None,
         controlnet: FluxControlNetModel | None = None,
         fill: FluxTransformer2DModel | None = None,
+        controlnets: Mapping[str, FluxControlNetModel] | None = None,
         defaults: Defaults | None = None,
     ) -> None:
         transformer = _transformer_of(pipe)
-        own = getattr(pipe, "controlnet", None)
+        own = nets_of(pipe)
+        masks = next((net for net in own.values() if _is_inpainting(net)), None)
+        own = {label: net for label, net in own.items() if not _is_inpainting(net)}
         is_fill = transformer.config.in_channels == _channels(pipe)["fill"]
         super().__init__(
             pipe,
             name,
             base=None if is_fill else transformer,
             fill=transformer if is_fill else fill,
-            controlnet=controlnet or (own if _is_inpainting(own) else None),
+            controlnet=controlnet or masks,
+            controlnets=own | dict(controlnets or {}),
         )
         self._check_parts()
         self.defaults = defaults or _defaults(pipe, is_fill)
@@ -102,11 +109,16 @@ class FluxBackbone(Wrapped):
         """Count the FLOPs of the linear layers in one forward of one row, a ControlNet's attention included."""
         count = _linear_flops(self.denoiser(engine), text, image, twin)
         if engine == "controlnet":
-            heads, width = self.heads(engine)
-            read = text if base is None else base
-            attention = 4 * heads * width * (read + image) ** 2 * len(layers_of(self.controlnet))
-            count += _linear_flops(self.controlnet, read, image) + attention
+            count += _net_flops(self.controlnet, text if base is None else base, image)
         return count
+
+    def control_flops(self, net: str, text: int, image: int) -> int:
+        """Count the FLOPs of one forward of one row of a ControlNet, its attention included."""
+        return _net_flops(self.controlnets[net], text, image)
+
+    def modes(self, net: str) -> int | None:
+        """Return how many kinds of control picture a ControlNet knows, if it is a union of several."""
+        return self.controlnets[net].config.num_mode
 
     # --- text ---
 
@@ -205,6 +217,90 @@ class FluxBackbone(Wrapped):
         cells = nn.functional.pixel_unshuffle(mask, self.factor).to(latents)
         return Known(torch.cat([self.pack(latents), self.pack(cells)], dim=-1))
 
+    # --- control pictures ---
+
+    def hint(self, net: str, picture: Image.Image, place: Mask | None) -> Hint:
+        """Encode a control picture of the canvas's size: latents as tokens; for XLabs' layout of ControlNets, pixels.
+
+        Args:
+            net: Name of the ControlNet.
+            picture: RGB.
+            place: Where it steers, (height, width); everywhere if ``None``.
+        """
+        # Channels first in memory, as diffusers repeats them: the last bits depend on it.
+        pixels = self.pipe.image_processor.preprocess(picture).contiguous()
+        if self.controlnets[net].input_hint_block is None:
+            condition = self.pack(self.encode(pixels))
+        else:
+            condition = pixels.to(self.device, self.dtype)
+        if place is None:
+            return Hint(condition)
+        inside = torch.from_numpy(rasterise(place, self.token)).to(condition)
+        return Hint(condition, (inside[None, :, None],))
+
+    @torch.no_grad()
+    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs) -> Residuals:
+        """Return what the control pictures at work in a step of the run add to the blocks of the transformer.
+
+        ControlNets of one depth are summed as diffusers sums them. (Of two depths it would lose what the deeper one
+        has more, and all for the single blocks if the first has none; here each is spread over all blocks first.)
+
+        Args:
+            latents: Tokens (B, N, C) at noise level ``time / 1000``.
+            time: One timestep, 0 to 1000.
+            text: Of B rows; of passages behind the prompt, ControlNets read nothing.
+            step: Of the run.
+            inputs: What every forward of the run shares.
+        """
+        residuals: Residuals = {}
+        for one, hint in inputs.at(step):
+            net = self.controlnets[one.net]
+            shared = self._shared(latents, time, text, inputs)
+            found = self._through(net, latents, hint.condition, one.scale, shared, text.base, one.mode)
+            found = {key: [_at(hint, sample) for sample in samples] for key, samples in found.items()}
+            residuals = self._sum(residuals, found, inputs.engine)
+        return residuals
+
+    def _through(
+        self,
+        net: FluxControlNetModel,
+        latents: Tensor,
+        condition: Tensor,
+        scale: float,
+        shared: Mapping[str, Any],
+        base: int | None,
+        mode: int | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Return what one ControlNet adds."""
+        guidance = None
+        if net.config.guidance_embeds:
+            # It may have been taught to read what the transformer does not.
+            guidance = shared["guidance"]
+            guidance = self._guidance(latents, self.defaults.guidance_scale) if guidance is None else guidance
+        own = {name: shared[name][..., :base, :] for name in ("encoder_hidden_states", "txt_ids")}
+        double, single = net(
+            hidden_states=latents,
+            controlnet_cond=condition,
+            controlnet_mode=None if mode is None else torch.full((len(latents), 1), mode, device=latents.device),
+            conditioning_scale=scale,
+            return_dict=False,
+            **{**shared, **own, "guidance": guidance},
+        )
+        if double is not None and net.input_hint_block is not None:
+            # In XLabs' layout the blocks take turns.
+            double = [double[block % len(double)] for block in range(len(self.pipe.transformer.transformer_blocks))]
+        found = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
+        return {key: samples for key, samples in found.items() if samples is not None}
+
+    def _sum(self, one: Residuals, two: Residuals, engine: str | None) -> Residuals:
+        denoiser = self.denoiser(engine)
+        depths = {
+            "controlnet_block_samples": len(denoiser.transformer_blocks),
+            "controlnet_single_block_samples": len(denoiser.single_transformer_blocks),
+        }
+        both = one.keys() & two.keys()
+        return {**one, **two} | {key: _summed(one[key], two[key], depths[key]) for key in both}
+
     # --- denoising ---
 
     def schedule(self, name: str | None, steps: int, tokens: int) -> Any:
@@ -243,7 +339,9 @@ class FluxBackbone(Wrapped):
         return getattr(diffusers, name).from_config(dict(own.config), **settings)
 
     @torch.no_grad()
-    def predict(self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs) -> Tensor:
+    def predict(
+        self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs, residuals: Residuals | None = None
+    ) -> Tensor:
         """Return the velocity (B, N, C) that the denoiser predicts.
 
         Args:
@@ -252,14 +350,17 @@ class FluxBackbone(Wrapped):
             text: Of B rows.
             role: Of all rows of this forward.
             inputs: What every forward of the run shares.
+            residuals: As `steer` returns them.
         """
         denoiser = self.denoiser(inputs.engine)
         shared = self._shared(latents, time, text, inputs)
-        seen, extra = latents, {}
+        seen, extra = latents, residuals or {}
         if inputs.engine == "fill":
             seen = torch.cat((latents, _condition(inputs)), dim=2)
         elif inputs.engine == "controlnet" and inputs.control_scale:
-            extra = self._residuals(latents, shared, text.base, inputs)
+            condition, scale = _condition(inputs), inputs.control_scale
+            known = self._through(self.controlnet, latents, condition, scale, shared, text.base)
+            extra = self._sum(extra, known, inputs.engine)
         if not self.embeds_guidance(inputs.engine):
             shared["guidance"] = None
         # The names are those of diffusers' pipelines, for step caches that tell the two predictions apart.
@@ -268,29 +369,17 @@ class FluxBackbone(Wrapped):
 
     def _shared(self, latents: Tensor, time: Tensor, text: Text, inputs: Inputs) -> dict[str, Any]:
         rows, device, dtype = latents.shape[0], latents.device, text.tokens.dtype
-        guidance = None
-        if inputs.guidance_scale is not None:
-            guidance = torch.full([1], inputs.guidance_scale, device=device, dtype=torch.float32).expand(rows)
         return {
             "timestep": time.expand(rows).to(latents.dtype) / 1000,
-            "guidance": guidance,
+            "guidance": None if inputs.guidance_scale is None else self._guidance(latents, inputs.guidance_scale),
             "pooled_projections": text.pooled,
             "encoder_hidden_states": text.tokens,
             "txt_ids": torch.zeros(text.tokens.shape[1], 3, device=device, dtype=dtype),
             "img_ids": FluxPipeline._prepare_latent_image_ids(rows, *inputs.grid, device, dtype),
         }
 
-    def _residuals(self, latents: Tensor, shared: dict[str, Any], base: int | None, inputs: Inputs) -> dict[str, Any]:
-        guidance = shared["guidance"] if self.controlnet.config.guidance_embeds else None
-        own = {name: shared[name][..., :base, :] for name in ("encoder_hidden_states", "txt_ids")}
-        double, single = self.controlnet(
-            hidden_states=latents,
-            controlnet_cond=_condition(inputs),
-            conditioning_scale=inputs.control_scale,
-            return_dict=False,
-            **{**shared, **own, "guidance": guidance},
-        )
-        return {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
+    def _guidance(self, latents: Tensor, scale: float) -> Tensor:
+        return torch.full([1], scale, device=latents.device, dtype=torch.float32).expand(len(latents))
 
     # --- weights ---
 
@@ -314,6 +403,8 @@ class FluxBackbone(Wrapped):
                     f"({4 * self.channels}) nor FLUX Fill ({8 * self.channels + 4 * self.factor**2}) with this VAE; "
                     "give a FLUX or FLUX Fill checkpoint."
                 )
+        for name, net in self.controlnets.items():
+            self._check_net(name, net)
         if self.controlnet is None:
             return
         width = 4 * self.channels + alimama.MASK_CHANNELS
@@ -322,6 +413,34 @@ class FluxBackbone(Wrapped):
             raise CapriccioError(
                 f"The inpainting ControlNet takes {found} condition channels, but this VAE gives {width}; give the "
                 "ControlNet that was trained with this model."
+            )
+
+    def _check_net(self, name: str, net: Any) -> None:
+        if not isinstance(net, FluxControlNetModel):
+            raise CapriccioError(
+                f"The ControlNet {name!r} is a {type(net).__name__}, but {self.name!r} is of the FLUX family; give a "
+                "FluxControlNetModel."
+            )
+        check_alike(name, net, self.base or self.fill, _ALIKE)
+        heads = net.config.num_attention_heads * net.config.attention_head_dim
+        width = self.pipe.transformer.inner_dim
+        if heads != width:
+            raise CapriccioError(
+                f"The ControlNet {name!r} is {heads} wide, but the transformer that it would steer {width}; give a "
+                "ControlNet that was trained with this model."
+            )
+        if _is_inpainting(net):
+            raise CapriccioError(f"{name!r} is an inpainting ControlNet, which takes masks; open it with inpainting=.")
+        taken = net.config.in_channels, net.controlnet_x_embedder.in_features
+        if net.input_hint_block is None and taken != (4 * self.channels,) * 2:
+            raise CapriccioError(
+                f"The ControlNet {name!r} takes {taken[0]} channels and {taken[1]} of its picture, but this VAE gives "
+                f"{4 * self.channels}; give a ControlNet that was trained with this model."
+            )
+        if net.input_hint_block is not None and 8 * net.config.patch_size != self.token:
+            raise CapriccioError(
+                f"The ControlNet {name!r} reads patches of {8 * net.config.patch_size} pixels, but a token of "
+                f"{self.name!r} is {self.token}; give a ControlNet that was trained with this model."
             )
 
 
@@ -367,6 +486,24 @@ def _condition(inputs: Inputs) -> Tensor:
     return inputs.known.condition
 
 
+def _at(hint: Hint, sample: Tensor) -> Tensor:
+    return sample * hint.places[0].to(sample) if hint.places else sample
+
+
+def _summed(one: Sequence[Tensor], two: Sequence[Tensor], depth: int) -> list[Tensor]:
+    """Return the sums of what two ControlNets add, each block for block where they are not of one depth."""
+    if len(one) != len(two):
+        one, two = ([given[block // ceil(depth / len(given))] for block in range(depth)] for given in (one, two))
+    return [a + b for a, b in zip(one, two, strict=True)]
+
+
+def _net_flops(net: FluxControlNetModel, text: int, image: int) -> int:
+    """Count the FLOPs of a ControlNet; one of several kinds of picture reads its mode as one text token more."""
+    text += net.union
+    width = net.config.num_attention_heads * net.config.attention_head_dim
+    return _linear_flops(net, text, image) + 4 * width * (text + image) ** 2 * len(layers_of(net))
+
+
 def _linear_flops(network: nn.Module, text: int, image: int, twin: int = 0) -> int:
     linears = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     return sum(2 * m.in_features * m.out_features * _tokens_through(name, text, image, twin) for name, m in linears)
@@ -382,7 +519,7 @@ def _stream(name: str) -> Stream | None:
     """Return which tokens pass a layer of the transformer, or of a ControlNet."""
     if ".norm" in name or name.startswith(("norm_out", "time_text_embed")):
         return None
-    if name.startswith(("single_transformer_blocks", "controlnet_single_blocks")):
+    if name.startswith("single_transformer_blocks"):
         return Stream("joint", block=".".join(name.split(".")[:2]))
     if name.startswith("context_embedder") or any(part in name for part in (".add_", ".to_add_out", ".ff_context")):
         return Stream("text")

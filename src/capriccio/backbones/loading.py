@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import (
     BitsAndBytesConfig,
+    ControlNetModel,
     DiffusionPipeline,
     FluxControlNetModel,
     FluxPipeline,
@@ -28,13 +29,19 @@ from capriccio.backbones.base import Defaults
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError, nearest
+from capriccio.formats import alimama
 from capriccio.formats.alimama import load_inpainting_controlnet
+from capriccio.world.controls import CONTROLS
 
 Memory = Literal["full", "offload", "sequential", "8bit", "4bit"]
 
 Source = str | os.PathLike[str]
+ControlNets = Mapping[str, Source] | Sequence[Source]
 Networks = {"transformer": FluxTransformer2DModel, "unet": UNet2DConditionModel}
 """The denoiser of each family, by its name among the components of a pipeline."""
+
+SideNetworks = {"transformer": FluxControlNetModel, "unet": ControlNetModel}
+"""The ControlNets of each family, by the name of its denoiser."""
 
 MINIATURE, MINIATURE_SD = "miniature", "miniature-sd"
 MINIATURE_DEFAULTS = Defaults(
@@ -69,6 +76,7 @@ def open_backbone(
     dtype: torch.dtype | None = None,
     memory: Memory = "full",
     inpainting: Source | None = None,
+    controlnets: ControlNets = (),
     config: Source | None = None,
     textual_inversions: Sequence[Source] = (),
     ip_adapter: Source | None = None,
@@ -85,6 +93,8 @@ def open_backbone(
             layer at a time; ``"8bit"`` and ``"4bit"`` quantise the denoiser and T5.
         inpainting: A model to paint into a canvas with as well: an inpainting ControlNet (alimama layout) or FLUX Fill
             beside FLUX, the inpainting model of the same family beside Stable Diffusion or SDXL.
+        controlnets: Folders or repositories of ControlNets that control pictures steer through, by the names that
+            controls call them; in a list, by the names of the folders.
         config: For a single file: a pipeline folder or repository with everything that the file lacks.
         textual_inversions: Files of learned words, for Stable Diffusion and SDXL.
         ip_adapter: A file of an IP-Adapter, for Stable Diffusion and SDXL: on the disk, or in a repository as
@@ -103,12 +113,14 @@ def open_backbone(
         with _quiet():
             backbone: FluxBackbone | UNetBackbone
             if name == MINIATURE:
-                backbone = _miniature(dtype, memory, inpainting)
+                backbone = _miniature(dtype, memory, inpainting, controlnets)
             elif name == MINIATURE_SD:
-                backbone = _miniature_sd(dtype, memory, inpainting)
+                backbone = _miniature_sd(dtype, memory, inpainting, controlnets)
             else:
                 pipe = _pipeline(name, dtype, memory, config)
-                backbone = wrap(pipe, name, **_engine(inpainting, _denoiser_name(pipe), dtype, memory))
+                part = _denoiser_name(pipe)
+                nets = _controlnets(controlnets, part, dtype)
+                backbone = wrap(pipe, name, controlnets=nets, **_engine(inpainting, part, dtype, memory))
             _add(backbone, textual_inversions, ip_adapter)
             _place(backbone, device, memory)
     except (torch.OutOfMemoryError, MemoryError):
@@ -155,7 +167,7 @@ def out_of_memory(name: str) -> CapriccioError:
     )
 
 
-def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None) -> FluxBackbone:
+def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None, controlnets: ControlNets) -> FluxBackbone:
     pipe = _pipeline(os.fspath(assets.path("miniature/flux")), dtype, memory, None)
     parts: dict[str, Any] = {}
     # Its own inpainters come along, unless one is named.
@@ -163,15 +175,20 @@ def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None) ->
         if inpainting is None and assets.available(engine):
             parts |= _engine(assets.path(engine), "transformer", dtype, memory)
     parts = parts or _engine(inpainting, "transformer", dtype, memory)
+    own = {name: f"miniature/controlnet-{name}" for name in CONTROLS}
+    nets = {name: assets.path(place) for name, place in own.items() if assets.available(place)}
+    parts["controlnets"] = _controlnets(nets | _named(controlnets), "transformer", dtype)
     return FluxBackbone(pipe, name=MINIATURE, defaults=MINIATURE_DEFAULTS, **parts)
 
 
-def _miniature_sd(dtype: torch.dtype, memory: Memory, inpainting: Source | None) -> UNetBackbone:
+def _miniature_sd(
+    dtype: torch.dtype, memory: Memory, inpainting: Source | None, controlnets: ControlNets
+) -> UNetBackbone:
     pipe = _pipeline(os.fspath(assets.path("miniature/sd")), dtype, memory, None)
     if inpainting is None and assets.available("miniature/sd-inpaint"):
         inpainting = assets.path("miniature/sd-inpaint")
-    fill = _engine(inpainting, "unet", dtype, memory)
-    return UNetBackbone(pipe, name=MINIATURE_SD, defaults=MINIATURE_SD_DEFAULTS, **fill)
+    parts = _engine(inpainting, "unet", dtype, memory) | {"controlnets": _controlnets(controlnets, "unet", dtype)}
+    return UNetBackbone(pipe, name=MINIATURE_SD, defaults=MINIATURE_SD_DEFAULTS, **parts)
 
 
 def _pipeline(name: str, dtype: torch.dtype, memory: Memory, config: Source | None) -> Any:
@@ -233,12 +250,17 @@ def _denoiser(name: str, part: str, dtype: torch.dtype, memory: Memory) -> Any:
     network, info = Networks[part].from_pretrained(
         name, subfolder=part, dtype=dtype, output_loading_info=True, **quantised
     )
+    return _whole(network, info, f"{part} in {name!r}")
+
+
+def _whole(network: Any, info: Mapping[str, Any], what: str) -> Any:
+    """Return a network that was loaded, once it is sure that all of it was."""
     # diffusers would fill what is missing with chance, and leave out what it does not know.
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or unexpected:
         example = missing[0] if missing else unexpected[0]
         raise CapriccioError(
-            f"The {part} in {name!r} does not fit its config.json: {len(missing)} keys are missing and "
+            f"The {what} does not fit its config.json: {len(missing)} keys are missing and "
             f"{len(unexpected)} unexpected (such as {example!r}); fetch the checkpoint again."
         )
     return network
@@ -275,6 +297,47 @@ def _engine(source: Source | None, part: str, dtype: torch.dtype, memory: Memory
         raise _unreadable(os.fspath(source), error) from None
 
 
+def _named(controlnets: ControlNets) -> dict[str, Source]:
+    """Return ControlNets by name; those of a list are called by their folders."""
+    if isinstance(controlnets, str | os.PathLike):
+        controlnets = [controlnets]
+    if isinstance(controlnets, Mapping):
+        return dict(controlnets)
+    names = [Path(source).name for source in controlnets]
+    for name in names:
+        if names.count(name) > 1:
+            raise CapriccioError(
+                f"Two ControlNets are in folders called {name!r}; give a map of names, as in "
+                "controlnets={'edges': ..., 'depth': ...}."
+            )
+    return dict(zip(names, controlnets, strict=True))
+
+
+def _controlnets(controlnets: ControlNets, part: str, dtype: torch.dtype) -> dict[str, Any]:
+    return {name: _controlnet(os.fspath(source), part, dtype) for name, source in _named(controlnets).items()}
+
+
+def _controlnet(source: str, part: str, dtype: torch.dtype) -> Any:
+    """Load a ControlNet of the family of a denoiser."""
+    wanted = SideNetworks[part]
+    try:
+        config = wanted.load_config(source)
+        kind = config.get("_class_name") if isinstance(config, dict) else None
+        if kind != wanted.__name__:
+            raise CapriccioError(
+                f"{source!r} holds a {kind or 'model of no known kind'}, but this model is steered by a "
+                f"{wanted.__name__}; give a ControlNet of its family."
+            )
+        if alimama.is_config(config):
+            raise CapriccioError(
+                f"{source!r} is an inpainting ControlNet, which takes masks; open it with inpainting=."
+            )
+        network, info = wanted.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        return _whole(network, info, f"ControlNet in {source!r}").eval()
+    except _UNREADABLE as error:
+        raise _unreadable(source, error, "give the folder of a ControlNet, with its config.json") from None
+
+
 def _is_pipeline(source: Source) -> bool:
     if Path(source).exists():
         return (Path(source) / "model_index.json").is_file()
@@ -286,12 +349,15 @@ def _is_pipeline(source: Source) -> bool:
         raise _unreadable(os.fspath(source), error) from None
 
 
-def _unreadable(name: str, error: Exception) -> CapriccioError:
+def _unreadable(
+    name: str,
+    error: Exception,
+    remedy: str = "give the folder or file of a FLUX checkpoint or of Stable Diffusion or SDXL",
+) -> CapriccioError:
     if isinstance(error, CapriccioError):
         return error
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
     here = Path(name).exists()
-    remedy = "give the folder or file of a FLUX checkpoint or of Stable Diffusion or SDXL"
     remedy = remedy if here else "check the name and the connection"
     return CapriccioError(f"The model {name!r} could not be loaded ({reason.rstrip('.')}); {remedy}.")
 
@@ -314,22 +380,26 @@ def _check_memory(memory: str, device: torch.device) -> None:
 
 
 def _place(backbone: FluxBackbone | UNetBackbone, device: torch.device, memory: Memory) -> None:
-    extras = [part for name, part in backbone.parts.items() if name not in backbone.pipe.components]
     if memory == "offload":
         from accelerate import cpu_offload_with_hook
 
         backbone.pipe.enable_model_cpu_offload(device=device)
-        backbone.hooks = tuple(cpu_offload_with_hook(part, device)[1] for part in extras)
+        backbone.hooks = tuple(cpu_offload_with_hook(part, device)[1] for part in _left(backbone))
     elif memory == "sequential":
         from accelerate import cpu_offload
 
         backbone.pipe.enable_sequential_cpu_offload(device=device)
-        for part in extras:
+        for part in _left(backbone):
             cpu_offload(part, device)
     else:
-        for part in (backbone.pipe, *extras):
+        for part in (backbone.pipe, *backbone.parts.values()):
             if not getattr(part, "is_quantized", False):  # bitsandbytes has put it where it belongs
                 part.to(device)
+
+
+def _left(backbone: FluxBackbone | UNetBackbone) -> list[Any]:
+    """Return the networks that the pipeline does not offload."""
+    return [part for part in backbone.parts.values() if not any(hasattr(m, "_hf_hook") for m in part.modules())]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from torch import Tensor, nn
@@ -24,10 +25,18 @@ from capriccio import text as words
 from capriccio.attention import PictureLayout, TokenLayout, layers_of
 from capriccio.attention.processors import level_of
 from capriccio.backbones import schedules
-from capriccio.backbones.base import Defaults, Inputs, Known, Stream, Text, generator_of
-from capriccio.backbones.wrapped import Wrapped
-from capriccio.canvas import Canvas, Mask, latent_cells
+from capriccio.backbones.base import Defaults, Hint, Inputs, Known, Residuals, Stream, Text, generator_of
+from capriccio.backbones.wrapped import Wrapped, check_alike, nets_of
+from capriccio.canvas import Canvas, Mask, latent_cells, rasterise
 from capriccio.errors import CapriccioError
+
+_ALIKE = (
+    "cross_attention_dim",
+    "block_out_channels",
+    "layers_per_block",
+    "addition_embed_type",
+    "projection_class_embeddings_input_dim",
+)
 
 
 class UNetBackbone(Wrapped):
@@ -37,6 +46,7 @@ class UNetBackbone(Wrapped):
         pipe: Any diffusers pipeline of the family; it is never changed.
         name: What to call it.
         fill: The U-Net of an inpainting model, beside a pipeline that paints from text.
+        controlnets: ControlNets that control pictures steer through, by name; those of the pipeline come along.
         defaults: Numbers to paint with; those of diffusers' pipeline by default.
 
     Raises:
@@ -52,11 +62,13 @@ class UNetBackbone(Wrapped):
         *,
         name: str | None = None,
         fill: UNet2DConditionModel | None = None,
+        controlnets: Mapping[str, ControlNetModel] | None = None,
         defaults: Defaults | None = None,
     ) -> None:
         unet = _unet_of(pipe)
         is_fill = unet.config.in_channels == _channels(pipe)["fill"]
-        super().__init__(pipe, name, base=None if is_fill else unet, fill=unet if is_fill else fill)
+        nets = nets_of(pipe) | dict(controlnets or {})
+        super().__init__(pipe, name, base=None if is_fill else unet, fill=unet if is_fill else fill, controlnets=nets)
         self._check_parts()
         self.defaults = defaults or _defaults(pipe, self.is_xl)
 
@@ -124,6 +136,19 @@ class UNetBackbone(Wrapped):
         """Count the FLOPs of convolutions and linear layers in one forward of one row."""
         unet = self.denoiser(engine)
         return sum(_flops(unet, name, part, text, image) for name, part in unet.named_modules())
+
+    def control_flops(self, net: str, text: int, image: int) -> int:
+        """Count the FLOPs of one forward of one row of a ControlNet, its attention included."""
+        network = self.controlnets[net]
+        count = sum(_flops(network, name, part, text, image) for name, part in network.named_modules())
+        for layer in layers_of(network):
+            tokens, width = max(image >> 2 * layer.level, 1), network.get_submodule(layer.name).inner_dim
+            count += 4 * width * tokens * (text if layer.kind == "cross" else tokens)
+        return count
+
+    def modes(self, net: str) -> int | None:
+        """Return ``None``: the ControlNets of this family know one kind of control picture each."""
+        return None
 
     # --- text ---
 
@@ -260,6 +285,54 @@ class UNetBackbone(Wrapped):
         small = nn.functional.interpolate(mask, size=latents.shape[-2:]).to(latents)
         return Known(torch.cat([small, latents], dim=1))
 
+    # --- control pictures ---
+
+    def hint(self, net: str, picture: Image.Image, place: Mask | None) -> Hint:
+        """Return the pixels of a control picture in [0, 1], and the cells of every level where it steers.
+
+        Args:
+            net: Name of the ControlNet.
+            picture: RGB, of the canvas's size.
+            place: Where it steers, (height, width); everywhere if ``None``.
+        """
+        network = self.controlnets[net]
+        # Channels first in memory, as diffusers repeats them: the last bits depend on it.
+        pixels = VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(picture)).contiguous()
+        condition = pixels.to(self.device, network.dtype)
+        if place is None:
+            return Hint(condition)
+        cells = [self.factor << level for level in range(len(network.config.block_out_channels))]
+        masks = [rasterise(place, cell).reshape([-(-side // cell) for side in place.shape]) for cell in cells]
+        return Hint(condition, tuple(torch.from_numpy(mask).to(condition)[None, None] for mask in masks))
+
+    @torch.no_grad()
+    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs) -> Residuals:
+        """Return what the control pictures at work in a step of the run add to the U-Net, summed as diffusers does.
+
+        Args:
+            latents: As the scheduler lets the U-Net see them, (B, C, H, W).
+            time: One timestep.
+            text: Of B rows; of passages behind the prompt, ControlNets read nothing.
+            step: Of the run.
+            inputs: What every forward of the run shares.
+        """
+        downs: list[Tensor] = []
+        mids: list[Tensor] = []
+        for one, hint in inputs.at(step):
+            found, mid = self.controlnets[one.net](
+                latents,
+                time,
+                encoder_hidden_states=text.tokens[:, : text.base],
+                controlnet_cond=hint.condition,
+                conditioning_scale=one.scale,
+                added_cond_kwargs=self._added(text, inputs),
+                return_dict=False,
+            )
+            found, mid = [_at(hint, sample) for sample in found], _at(hint, mid)
+            downs = [before + now for before, now in zip(downs, found, strict=True)] if downs else found
+            mids = [mids[0] + mid] if mids else [mid]
+        return {"down_block_additional_residuals": downs, "mid_block_additional_residual": mids[0]} if mids else {}
+
     # --- denoising ---
 
     def schedule(self, name: str | None, steps: int, tokens: int) -> Any:
@@ -274,7 +347,9 @@ class UNetBackbone(Wrapped):
         return max(steps - min(int(steps * strength), steps), 0)
 
     @torch.no_grad()
-    def predict(self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs) -> Tensor:
+    def predict(
+        self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs, residuals: Residuals | None = None
+    ) -> Tensor:
         """Return what the U-Net predicts (B, C, H, W): noise or v, as it was trained.
 
         Args:
@@ -283,6 +358,7 @@ class UNetBackbone(Wrapped):
             text: Of B rows.
             role: Of the first rows.
             inputs: What every forward of the run shares.
+            residuals: As `steer` returns them.
         """
         unet = self.denoiser(inputs.engine)
         if inputs.engine == "fill" and inputs.known is not None and inputs.known.condition is not None:
@@ -298,6 +374,7 @@ class UNetBackbone(Wrapped):
             cross_attention_kwargs=None,
             added_cond_kwargs=self._added(text, inputs),
             return_dict=False,
+            **(residuals or {}),
         )[0]
 
     def _guidance(self, unet: Any, latents: Tensor, inputs: Inputs) -> Tensor | None:
@@ -343,6 +420,33 @@ class UNetBackbone(Wrapped):
         if self._encoder is None:
             raise CapriccioError(
                 f"{self.name!r} has no text encoder of its own kind (SDXL's refiner?); give a base or inpainting model."
+            )
+        for name, net in self.controlnets.items():
+            self._check_net(name, net)
+
+    def _check_net(self, name: str, net: Any) -> None:
+        if not isinstance(net, ControlNetModel):
+            raise CapriccioError(
+                f"The ControlNet {name!r} is a {type(net).__name__}, but {self.name!r} is of the Stable Diffusion "
+                "family; give a ControlNetModel."
+            )
+        check_alike(name, net, self.base or self.fill, _ALIKE)
+        config = net.config
+        reads = (
+            config.in_channels,
+            config.conditioning_channels,
+            2 ** (len(config.conditioning_embedding_out_channels) - 1),
+        )
+        if reads != (self.channels, 3, self.factor):
+            raise CapriccioError(
+                f"The ControlNet {name!r} reads {reads[0]} latent channels, {reads[1]} of a picture, and cells of "
+                f"{reads[2]} pixels, but {self.name!r} has {self.channels}, 3 and {self.factor}; give a ControlNet "
+                "that was trained with this model."
+            )
+        if config.global_pool_conditions:
+            raise CapriccioError(
+                f"The ControlNet {name!r} reads its picture as a whole and not its places (shuffle), which needs "
+                "diffusers' guess mode and is not painted here; give another ControlNet."
             )
 
 
@@ -396,7 +500,13 @@ def _unscaled(latents: Tensor, config: Any) -> Tensor:
     return latents * std / config.scaling_factor + mean
 
 
-def _flops(unet: nn.Module, name: str, part: nn.Module, text: int, image: int) -> int:
+def _at(hint: Hint, sample: Tensor) -> Tensor:
+    """Return a residual (B, C, H, W) where a control picture steers, 0 elsewhere."""
+    fitting = next((place for place in hint.places if place.shape[-2:] == sample.shape[-2:]), None)
+    return sample if fitting is None else sample * fitting.to(sample)
+
+
+def _flops(unet: Any, name: str, part: nn.Module, text: int, image: int) -> int:
     """Count the FLOPs of one layer: two for each weight and place where it is used."""
     if not isinstance(part, nn.Linear | nn.Conv2d):
         return 0
@@ -404,7 +514,9 @@ def _flops(unet: nn.Module, name: str, part: nn.Module, text: int, image: int) -
     stream = _stream(unet, name)
     if stream is None:
         return 2 * weights  # once, or for the few tokens of an IP-Adapter
-    return 2 * weights * (text if stream.kind == "text" else max(image >> 2 * stream.level, 1))
+    if stream.kind == "text":
+        return 2 * weights * text
+    return 2 * weights * (max(image >> 2 * stream.level, 1) if stream.level >= 0 else image << -2 * stream.level)
 
 
 def _stream(unet: nn.Module, name: str) -> Stream | None:
@@ -413,5 +525,20 @@ def _stream(unet: nn.Module, name: str) -> Stream | None:
         return None
     if ".attn2.to_k" in name or ".attn2.to_v" in name:
         return Stream("text")
+    return Stream("image", _halvings(unet, name))
+
+
+def _halvings(unet: Any, name: str) -> int:
+    """Return how often the sides of the latent were halved where a layer works; below 0 on the pixels of a picture."""
+    kind, _, rest = name.partition(".")
+    if kind == "controlnet_cond_embedding":
+        embedding = unet.get_submodule(kind)
+        number = rest.removeprefix("blocks.")
+        ahead = len(embedding.blocks) // 2
+        return 0 if rest == "conv_out" else ((int(number) + 1) // 2 if number.isdigit() else 0) - ahead
+    if kind == "controlnet_down_blocks":
+        return int(rest) // (unet.config.layers_per_block + 1)
+    if kind == "controlnet_mid_block":
+        return len(unet.config.block_out_channels) - 1
     # A sampler works on the grid behind it: down halves, up doubles.
-    return Stream("image", level_of(unet, name) + (".downsamplers." in name) - (".upsamplers." in name))
+    return level_of(unet, name) + (".downsamplers." in name) - (".upsamplers." in name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +17,7 @@ from capriccio.attention import LayerInfo, layers_of
 from capriccio.backbones import weights
 from capriccio.backbones.base import Defaults, Stream, Text
 from capriccio.backbones.limits import Limits, limited
+from capriccio.errors import CapriccioError
 from capriccio.scene import Lora
 
 _TEXTS_KEPT = 256
@@ -29,6 +32,7 @@ class Wrapped:
         base: The denoiser that needs no known picture, or ``None``.
         fill: The denoiser that reads a known picture as input channels, or ``None``.
         controlnet: An inpainting ControlNet beside the base, or ``None``.
+        controlnets: ControlNets that control pictures steer through, by name.
         defaults: Numbers to paint with.
         hooks: Of networks beside the pipeline that are offloaded.
     """
@@ -37,10 +41,19 @@ class Wrapped:
     """Name of the denoiser among the pipeline's components."""
     defaults: Defaults
 
-    def __init__(self, pipe: Any, name: str | None, base: Any, fill: Any, controlnet: Any = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        name: str | None,
+        base: Any,
+        fill: Any,
+        controlnet: Any = None,
+        controlnets: Mapping[str, Any] | None = None,
+    ) -> None:
         self.pipe = pipe
         self.name = name or str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
         self.base, self.fill, self.controlnet = base, fill, controlnet
+        self.controlnets: Mapping[str, Any] = controlnets or {}
         self.hooks: tuple[Any, ...] = ()
         self._texts: OrderedDict[Any, Text] = OrderedDict()
         self._loras: tuple[Lora, ...] = ()
@@ -81,8 +94,10 @@ class Wrapped:
     def parts(self) -> dict[str, nn.Module]:
         """Every network, by name; one that is shared is there once."""
         found = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        found.pop("controlnet", None)  # it is one of those that follow, or several
         own = getattr(self.pipe, self.main)
         extra = {"controlnet": self.controlnet, "fill": self.fill}
+        extra |= {f"controlnet/{name}": net for name, net in self.controlnets.items()}
         return found | {name: part for name, part in extra.items() if part is not None and part is not own}
 
     @property
@@ -162,3 +177,40 @@ class Wrapped:
         self.pipe.maybe_free_model_hooks()
         for hook in self.hooks:
             hook.offload()
+
+
+def nets_of(pipe: Any) -> dict[str, Any]:
+    """Return the ControlNets that a pipeline brings along, by the names of the folders they come from."""
+    own = getattr(pipe, "controlnet", None)
+    nets = [] if own is None else list(getattr(own, "nets", [own]))
+    named: dict[str, Any] = {}
+    for net in nets:
+        origin = PurePath(str(net.config.get("_name_or_path") or "controlnet")).name
+        names = chain([origin], (f"{origin}-{number}" for number in count(2)))
+        named[next(name for name in names if name not in named)] = net
+    return named
+
+
+def check_alike(name: str, net: Any, denoiser: Any, settings: Sequence[str]) -> None:
+    """Check that a ControlNet and a denoiser agree.
+
+    Args:
+        name: Of the ControlNet.
+        net: The ControlNet.
+        denoiser: What it adds to.
+        settings: Names in both of their configurations.
+
+    Raises:
+        CapriccioError: If they do not: what it adds would not fit, or it reads another text.
+    """
+    for setting in settings:
+        theirs, ours = (_plain(model.config.get(setting)) for model in (net, denoiser))
+        if theirs != ours:
+            raise CapriccioError(
+                f"The ControlNet {name!r} has {setting} {theirs}, but the {type(denoiser).__name__} that it would "
+                f"steer has {ours}; give a ControlNet that was trained with this model."
+            )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

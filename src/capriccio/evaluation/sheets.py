@@ -20,9 +20,10 @@ from capriccio.evaluation.targets import GUIDANCE
 from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
 from capriccio.pictures import grid
-from capriccio.scene import Edit, Lora, Scene
+from capriccio.scene import Control, Edit, Lora, Scene
 from capriccio.studio import Studio
 from capriccio.world.casting import sample_people
+from capriccio.world.controls import CONTROLS, control_pictures
 from capriccio.world.graph import SceneGraph, sample_scene
 from capriccio.world.whole import Picture, depict, describe, sample_picture, sample_sheet
 
@@ -164,6 +165,23 @@ def weighted(name: str, weights: Sequence[float] = (0.0, 0.5, 1.0)) -> Image.Ima
     return grid(painted, COLUMNS, [f"{weight:g}: {text}" for weight in weights for text in texts], text_size=10)
 
 
+def steerings(kind: str) -> Image.Image:
+    """Control pictures of held-out scenes, and what the miniature paints from them and from their sentences."""
+    rng = np.random.default_rng(17)
+    scenes = [
+        sample_people(rng, split="test", style="shaded", view="whole") if index % 4 == 3 else _alone(rng)
+        for index in range(COLUMNS)
+    ]
+    hints = to_images(2 * control_pictures(kind, scenes) - 1)
+    wanted = [describe(scene, rng, "full") for scene in scenes]
+    asked = [
+        Scene(text, [Control(hint, kind)], seed=seed, true_cfg_scale=GUIDANCE)
+        for seed, (text, hint) in enumerate(zip(wanted, hints, strict=True))
+    ]
+    painted = [painting.images[0] for painting in Studio.open("miniature").paint_all(asked)]
+    return grid([*hints, *painted], COLUMNS, [""] * COLUMNS + wanted, text_size=10)
+
+
 def to_images(pixels: Tensor) -> list[Image.Image]:
     """Pixels (B, 3, H, W) in [-1, 1] as pictures."""
     values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
@@ -194,6 +212,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "fill": partial(inpaintings, "miniature", "fill"),
     "controlnet-inpaint": partial(inpaintings, "miniature", "controlnet"),
     "style-lora": partial(weighted, "style-lora"),
+    **{f"controlnet-{kind}": partial(steerings, kind) for kind in CONTROLS},
     "sd": partial(paintings, "miniature-sd"),
     "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
 }

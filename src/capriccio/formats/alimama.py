@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ _KEY, _CONFIG, _WEIGHTS = "extra_condition_channels", "config.json", "diffusion_
 def takes_masks(controlnet: FluxControlNetModel) -> bool:
     """Whether a ControlNet's condition has room for a mask beside the latents."""
     return _extra(controlnet) == MASK_CHANNELS
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of this layout."""
+    return _KEY in config
 
 
 def new_inpainting_controlnet(

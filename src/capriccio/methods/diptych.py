@@ -209,7 +209,8 @@ def _target(draft: Draft, canvas: Canvas, reference: Subject | Style) -> Draft:
         Preparation(PAINT, "mask", "the right panel", lambda: paint),
     )
     crop = Finish(f"crop {inner}", lambda painted, _: painted.crop(inner.corners))
-    return replace(draft, groups={"image:left": ~paint, "image:right": paint}, finish=(crop,))
+    groups = {"image:left": ~paint, "image:right": paint}
+    return replace(draft, groups=groups, picture=inner, finish=(crop,))
 
 
 def _target_picture(draft: Draft, canvas: Canvas, reference: Subject | Style, edit: Edit) -> Draft:
@@ -241,7 +242,8 @@ def _target_picture(draft: Draft, canvas: Canvas, reference: Subject | Style, ed
         Preparation(PAINT, "mask", "the mask of the edit", lambda: paint),
     )
     groups = {"image:left": canvas.mask(canvas.panel("left")), "image:right": canvas.mask(right), "image:edit": paint}
-    return replace(draft, groups=groups, finish=(Finish("put the right panel back into the picture given", finish),))
+    back = Finish("put the right panel back into the picture given", finish)
+    return replace(draft, groups=groups, picture=right, finish=(back,))
 
 
 def _prompt(draft: Draft, reference: Subject | Style, options: Options) -> str:

@@ -50,6 +50,9 @@ FAMILY = {
     "fill": Member("inpainting.FillTask", needs=("vae", "clip"), base="flux"),
     "controlnet-inpaint": Member("inpainting.ControlNetTask", needs=("vae", "clip"), base="flux"),
     "style-lora": Member("style_lora.StyleLoraTask", needs=("vae", "clip"), base="flux"),
+    "controlnet-edges": Member("control.EdgesTask", needs=("vae", "clip"), base="flux"),
+    "controlnet-depth": Member("control.DepthTask", needs=("vae", "clip"), base="flux"),
+    "controlnet-keypoints": Member("control.KeypointsTask", needs=("vae", "clip"), base="flux"),
     "sd": Member("sd.SDTask", needs=("vae", "clip")),
     "sd-inpaint": Member("sd.SDInpaintTask", needs=("vae", "clip"), base="sd"),
 }

@@ -102,7 +102,7 @@ class GalleryTask(Visitor):
     def batch(self, rng: np.random.Generator) -> Batch:
         wing = self.choose_wing(rng)
         pictures = self.wings[wing.name]
-        rows = rng.integers(0, len(pictures), self.sizes[wing.name] * (1 if self.budget == "cpu" else 8))
+        rows = self.choose(pictures, self.sizes[wing.name] * (1 if self.budget == "cpu" else 8), rng)
         return {
             "latents": torch.from_numpy(pictures.latents[rows]).float(),
             "parts": gather_cells(torch.from_numpy(pictures.parts[rows]).long(), self.token),
@@ -110,6 +110,10 @@ class GalleryTask(Visitor):
             **self.sentences([pictures.graphs[row] for row in rows], rng),
             **self.extras(wing, pictures, rows, rng),
         }
+
+    def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Which pictures of a wing a batch shows."""
+        return rng.integers(0, len(pictures), count)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """What a fine-tune needs beside latents and words; nothing here."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
 from capriccio.world import skeleton
-from capriccio.world.draw import NUM_PARTS, Drawing
+from capriccio.world.draw import NUM_PARTS, Drawing, draw
 from capriccio.world.graph import FEET, SceneGraph, Thing
 from capriccio.world.inks import cover
 from capriccio.world.kinds import Place
@@ -19,6 +19,23 @@ from capriccio.world.windows import built
 
 KEYPOINTS = ("centre", "foot", "head", "eyes", "neck")
 """Names of the key points of every subject, in order; the joints of people are in ``skeleton``."""
+
+CONTROLS = ("edges", "depth", "keypoints")
+"""The control pictures that the miniature's ControlNets know."""
+
+
+def control_pictures(kind: str, scenes: Sequence[SceneGraph], size: int = 128) -> Tensor:
+    """Draw control pictures, (B, 3, size, size) in [0, 1], light on black.
+
+    Args:
+        kind: One of ``CONTROLS``.
+        scenes: B scene graphs.
+        size: Pixels a side.
+    """
+    if kind == "keypoints":
+        return dots(scenes, size)
+    drawing = draw(scenes, size)
+    return (edges(drawing) if kind == "edges" else depth(drawing)).expand(-1, 3, -1, -1)
 
 
 def edges(drawing: Drawing) -> Tensor:
@@ -82,6 +99,22 @@ def poses(scenes: Sequence[SceneGraph], size: int = 128) -> Tensor:
                 (ax, ay), (bx, by) = points[start], points[end]
                 stick = cover(capsule(x, y, ax, ay, bx, by, size / 64))
                 picture.lerp_(colour[:, None, None], stick)
+    return pictures
+
+
+def dots(scenes: Sequence[SceneGraph], size: int = 128) -> Tensor:
+    """Key points of all subjects as bold dots on black, (B, 3, size, size) in [0, 1], over the skeletons of people.
+
+    Each key point has one well separated colour and is 6 px wide at 128 px.
+    """
+    pictures = poses(scenes, size)
+    colours = segment_colours()[-len(KEYPOINTS) :]
+    axis = torch.arange(size) + 0.5
+    for picture, points in zip(pictures, keypoints(scenes), strict=True):
+        for subject in (points * size).tolist():
+            for colour, (x, y) in zip(colours, subject, strict=True):
+                away = torch.hypot(axis[None, :] - x, axis[:, None] - y)
+                picture.lerp_(colour[:, None, None], cover(away - 3 * size / 128))
     return pictures
 
 
