@@ -249,6 +249,19 @@ def test_counted_cost_is_what_the_model_does(backbone: Any, trim: bool) -> None:
     assert sum(counts) == pytest.approx(plan.cost.flops, rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_no_cell_of_a_unet_is_nobodys(kind: str) -> None:
+    """Borders in the middle of cells, at every resolution: each cell is somebody's."""
+    plan = plan_of(
+        UNetBackbone(tiny.stable_diffusion(kind)),
+        Region("a mug", box=(0, 0, 23, 15)),
+        Region("a hat", box=(23, 0, 37, 32)),
+    )
+    for layer in plan.compiled.layers:
+        image = plan.compiled.layout.at(layer).queries
+        assert image.tokens("image:region").all(), layer
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 

@@ -103,15 +103,20 @@ def rasterise(mask: Mask, cell: int) -> Mask:
         mask: (height, width) in pixels.
         cell: Pixels a side; cells at the right and lower border may be cut off, and count what is left of them.
     """
+    shares = coverage(mask, cell)
+    chosen = shares > 0.5
+    return chosen if chosen.any() or not mask.any() else shares == shares.max()
+
+
+def coverage(mask: Mask, cell: int) -> NDArray[np.float64]:
+    """Return how much of each square cell a mask covers, row by row, 0 to 1; arguments are those of `rasterise`."""
     padding = [(0, -side % cell) for side in mask.shape]
     inside, there = (np.pad(pixels, padding) for pixels in (mask, np.ones_like(mask)))
     rows, columns = (side // cell for side in inside.shape)
     covered, area = (
         pixels.reshape(rows, cell, columns, cell).sum(axis=(1, 3)).reshape(-1) for pixels in (inside, there)
     )
-    shares = covered / area
-    chosen = shares > 0.5
-    return chosen if chosen.any() or not mask.any() else shares == shares.max()
+    return covered / area
 
 
 def side_by_side(names: tuple[str, ...], width: int, height: int, token: int) -> Canvas:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from capriccio import controls, text
-from capriccio.attention import AttentionProgram, CompiledProgram, Layout, Steps
+from capriccio.attention import AttentionProgram, CompiledProgram, LayerInfo, Layout, Steps
 from capriccio.backbones.base import Backbone, Steering
 from capriccio.canvas import Box, Canvas, Mask
 from capriccio.errors import CapriccioError, nearest
@@ -132,6 +132,12 @@ class Draft:
     preparations: tuple[Preparation, ...] = ()
     finish: tuple[Finish, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """Attention layers of the denoiser that will paint."""
+        fills = self.engine is None and not self.backbone.can_start_from_text
+        return self.backbone.layers("fill" if fills else self.engine)
 
     def adopt(self, **numbers: Any) -> Draft:
         """Take a paper's settings, unless the backbone's belong to it or the scene has its own."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from capriccio.attention.program import LayerInfo, Names, Twin
-from capriccio.canvas import Mask, rasterise
+from capriccio.canvas import Mask, coverage, rasterise
 from capriccio.errors import CapriccioError, nearest
 
 
@@ -222,6 +222,10 @@ class Layout(Protocol):
 class PictureLayout:
     """The groups of a U-Net: shapes in picture coordinates, and groups of text tokens.
 
+    Shapes are cells that they cover by more than half. A cell on the border of siblings (``image:region/1``,
+    ``image:region/2``, ...) that none of them covers so, though together they do, is his who covers most of it: what
+    has no gaps in the picture has none in a coarse layer.
+
     Attributes:
         text: Text tokens, the keys of ``"cross"`` layers.
         shapes: Name -> booleans (height, width) in pixels.
@@ -256,7 +260,7 @@ class PictureLayout:
         if level not in self._images:
             cell = self.cell << level
             rows, columns = (-(-side // cell) for side in self.size)
-            groups = {name: rasterise(shape, cell) for name, shape in self.shapes.items()}
+            groups = shared_out(self.shapes, cell)
             elsewhere = frozenset(self.text.groups)
             self._images[level] = TokenLayout(rows * columns, groups, elsewhere, (rows, columns), level, self.late)
         return self._images[level]
@@ -307,6 +311,26 @@ class PictureLayout:
         return ", ".join(
             [f"{self.text.length} text tokens", *words, f"{columns} x {rows} image tokens and coarser", *shares]
         )
+
+
+def shared_out(shapes: Mapping[str, Mask], cell: int) -> dict[str, Mask]:
+    """Return which cells, row by row, each shape has; see `PictureLayout`.
+
+    Args:
+        shapes: Name -> booleans (height, width) in pixels.
+        cell: Pixels a side.
+    """
+    found = {name: rasterise(shape, cell) for name, shape in shapes.items()}
+    families: dict[str, list[str]] = {}
+    for name in shapes:
+        families.setdefault(name.rpartition("/")[0], []).append(name)
+    for siblings in (names for family, names in families.items() if family and len(names) > 1):
+        together = rasterise(np.logical_or.reduce([shapes[name] for name in siblings]), cell)
+        nobodys = together & ~np.logical_or.reduce([found[name] for name in siblings])
+        most = np.argmax([coverage(shapes[name], cell) for name in siblings], axis=0)
+        for number, name in enumerate(siblings):
+            found[name] = found[name] | (nobodys & (most == number))
+    return found
 
 
 def _several(names: Names) -> tuple[str, ...]:

@@ -204,13 +204,19 @@ def _check(draft: Draft, conditions: Sequence[Region], options: Options) -> None
             raise CapriccioError(f"Both {name}={value!r} and a strength of a region were given; keep one of them.")
         if "interval" in name and not joint:
             raise CapriccioError(f"{name}={value} counts blocks of FLUX, which {draft.backbone.name!r} has not.")
+    defaults = draft.backbone.defaults
+    if options.trim_text and defaults.shortest_text == defaults.longest_text:
+        raise CapriccioError(
+            f"trim_text has no effect here: {draft.backbone.name!r} always reads {defaults.shortest_text} text tokens; "
+            "leave it out."
+        )
     steps = draft.settings.num_inference_steps
     if options.mask_inject_steps is not None and options.mask_inject_steps > steps:
         raise CapriccioError(f"mask_inject_steps={options.mask_inject_steps} of {steps} steps; give at most {steps}.")
 
 
 def _is_joint(draft: Draft) -> bool:
-    return any(layer.kind == "double" for layer in draft.backbone.layers(draft.engine))
+    return any(layer.kind == "double" for layer in draft.layers)
 
 
 def _intervals(draft: Draft, conditions: Sequence[Region], options: Options) -> tuple[int, int] | None:

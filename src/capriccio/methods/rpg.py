@@ -70,6 +70,8 @@ def plan(draft: Draft, conditions: Sequence[Layout], options: Options) -> Draft:
     (layout,) = conditions
     page = Page(**layout.page) if layout.page is not None else planner(layout.planner).plan(draft.scene.words)
     asked = "the page given" if layout.page is not None else f"planner {layout.planner!r}"
+    if page.prompt != draft.scene.words:
+        draft = draft.say(f"The page was planned for {page.prompt!r}; its own words are painted, not the scene's.")
     # The page travels with the scene, so that it can be painted again, or edited, without asking anybody.
     settled = layout.model_copy(update={"page": page.model_dump(mode="json")})
     others = [condition for condition in draft.scene.conditions if condition is not layout]
@@ -113,7 +115,7 @@ def attention(names: Sequence[str], base_ratio: float, joint: bool) -> Attention
 
 
 def _is_joint(draft: Draft) -> bool:
-    return any(layer.kind == "double" for layer in draft.backbone.layers(draft.engine))
+    return any(layer.kind == "double" for layer in draft.layers)
 
 
 def _boxes(page: Page, canvas: Canvas) -> list[Box]:

@@ -1,0 +1,153 @@
+"""Are things where they were asked for? Scenes of the world painted with regions and without, read place by place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from capriccio.evaluation.metrics import to_pixels
+from capriccio.evaluation.statistics import Interval, mean_interval, paired_gain
+from capriccio.evaluation.targets import GUIDANCE, scenes
+from capriccio.perception.reader import read
+from capriccio.scene import Region, Scene
+from capriccio.studio import Studio
+from capriccio.world.captions import backdrop_phrase, caption, regional_captions
+from capriccio.world.graph import SceneGraph, Thing
+
+Box = tuple[float, float, float, float]
+Told = Callable[[int], object]
+BATCH = 8
+ROOM = 1.75
+"""Sides of the window that a thing is read from, in its own: what a single thing has around it, as the reader knows."""
+
+
+def boxes_of(graph: SceneGraph) -> list[Box]:
+    """Return a box for each thing, in fractions of the picture: around it, and half way to its neighbours at most."""
+    return [_box(thing, [other for other in graph.things if other is not thing]) for thing in graph.things]
+
+
+def _box(thing: Thing, others: Sequence[Thing]) -> Box:
+    reach = 0.66 * thing.size
+    left, top, right, bottom = thing.x - reach, thing.y - reach, thing.x + reach, thing.y + reach
+    for other in others:
+        if abs(other.x - thing.x) >= abs(other.y - thing.y):
+            middle = (other.x + thing.x) / 2
+            left, right = (max(left, middle), right) if other.x < thing.x else (left, min(right, middle))
+        else:
+            middle = (other.y + thing.y) / 2
+            top, bottom = (max(top, middle), bottom) if other.y < thing.y else (top, min(bottom, middle))
+    return max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0)
+
+
+def view(picture: Tensor, thing: Thing, box: Box) -> Tensor:
+    """Return the place of a thing as a picture of one thing of usual size, (3, 128, 128).
+
+    A window of `ROOM` times its size is enlarged; what lies outside its box, its neighbours', is not seen: there the
+    box's last rows and columns go on.
+
+    Args:
+        picture: (3, 128, 128) in [-1, 1].
+        thing: Where it was asked for.
+        box: Its region.
+    """
+    side = picture.shape[-1]
+    left, top, right, bottom = (round(edge * side) for edge in box)
+    x, y, half = thing.x * side, thing.y * side, ROOM * thing.size * side / 2
+    # how far the window reaches beyond the box; where the box reaches further, it is cut
+    gaps = [round(gap) for gap in (left - (x - half), (x + half) - right, top - (y - half), (y + half) - bottom)]
+    inside = [max(-gap, 0) for gap in gaps]
+    own = picture[:, top + inside[2] : bottom - inside[3], left + inside[0] : right - inside[1]]
+    padded = F.pad(own[None], [max(gap, 0) for gap in gaps], mode="replicate")
+    return F.interpolate(padded, (128, 128), mode="bilinear")[0]
+
+
+def read_places(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[list[tuple[str, str]]]:
+    """Return kind and main colour that are read at the place of each thing of each scene.
+
+    Args:
+        graphs: What was asked for.
+        pixels: (B, 3, 128, 128) in [-1, 1].
+    """
+    views = [
+        view(picture, thing, box)
+        for graph, picture in zip(graphs, pixels, strict=True)
+        for thing, box in zip(graph.things, boxes_of(graph), strict=True)
+    ]
+    reading = read(torch.stack(views))
+    seen = iter(zip(reading.kind, reading.main, strict=True))
+    return [[next(seen) for _ in graph.things] for graph in graphs]
+
+
+def right_places(graph: SceneGraph, seen: Sequence[tuple[str, str]]) -> float:
+    """Return the share of things whose kind and main colour are read at their place."""
+    wanted = [(thing.identity.kind, thing.identity.main) for thing in graph.things]
+    return float(np.mean([one == other for one, other in zip(wanted, seen, strict=True)]))
+
+
+def bled(graph: SceneGraph, seen: Sequence[tuple[str, str]]) -> float:
+    """Return the share of places at which a kind or a main colour is read that belongs to another place alone."""
+    wanted = [(thing.identity.kind, thing.identity.main) for thing in graph.things]
+    found = []
+    for number, (kind, main) in enumerate(seen):
+        own, others = wanted[number], wanted[:number] + wanted[number + 1 :]
+        kinds, mains = ({other[i] for other in others} - {own[i]} for i in (0, 1))
+        found.append(kind in kinds or main in mains)
+    return float(np.mean(found))
+
+
+def scene_of(graph: SceneGraph, number: int, regional: bool, options: dict[str, Any]) -> Scene:
+    """Return the request for a picture of a scene graph: its caption, and a region for each thing or none."""
+    rng = np.random.default_rng([5, number])
+    text = caption(graph, rng, "full")
+    place = backdrop_phrase(graph.backdrop.kind, None)
+    prompts = [f"{phrase} {place}" for phrase in regional_captions(graph, rng)]
+    given = {"background": text} | options
+    boxes = boxes_of(graph)
+    parts = [Region(prompt, box=box, options=given) for prompt, box in zip(prompts, boxes, strict=True)]
+    return Scene(text, parts if regional else [], width=128, height=128, seed=number, true_cfg_scale=GUIDANCE)
+
+
+def paint_graphs(
+    studio: Studio,
+    graphs: Sequence[SceneGraph],
+    regional: bool,
+    options: dict[str, Any] | None = None,
+    told: Told = lambda pictures: None,
+    **settings: Any,
+) -> list[Image.Image]:
+    """Paint scene graphs with a region for each thing, or from their captions alone; seeds are their numbers."""
+    asked = [scene_of(graph, n, regional, options or {}).but(**settings) for n, graph in enumerate(graphs)]
+    painted: list[Image.Image] = []
+    for start in range(0, len(asked), BATCH):
+        painted += [painting.images[0] for painting in studio.paint_all(asked[start : start + BATCH])]
+        told(len(painted) - start)
+    return painted
+
+
+def compare(
+    graphs: Sequence[SceneGraph], with_regions: Sequence[Image.Image], without: Sequence[Image.Image]
+) -> dict[str, Interval]:
+    """Return how often things are right at their place, with regions and without, and how often places bleed.
+
+    Returns:
+        ``right``, ``right_without``, ``right_gain``, ``bled``, ``bled_without``, ``bled_gain``; gains are paired over
+        the scenes.
+    """
+    places = [read_places(graphs, to_pixels(list(pictures))) for pictures in (with_regions, without)]
+    scores: dict[str, Interval] = {}
+    for name, score in (("right", right_places), ("bled", bled)):
+        ours, theirs = ([score(g, s) for g, s in zip(graphs, seen, strict=True)] for seen in places)
+        scores |= {name: mean_interval(ours), f"{name}_without": mean_interval(theirs)}
+        scores[f"{name}_gain"] = paired_gain(ours, theirs)
+    return scores
+
+
+def held_out(count: int, subjects: int) -> list[SceneGraph]:
+    """Scenes of that many things of the test split."""
+    return scenes(count, subjects, seed=7)
