@@ -421,3 +421,15 @@ def seconds(code: str) -> float:
 def test_help_comes_at_once() -> None:
     code = "import sys; sys.argv = ['capriccio', '--help']; from capriccio.cli import main; main()"
     assert seconds(code) < 4 * seconds("import typer, rich")
+
+
+def test_layout_takes_a_planner_or_a_page(tmp_path: Path) -> None:
+    """The grammar divides the sentence; a saved page is painted without asking anybody."""
+    from capriccio.cli import _layout
+    from capriccio.perception.pages import Page
+
+    page = Page(prompt="two pets", base="two pets", ratio="1,1", regions=("a cat", "a dog"))
+    (given,) = _layout(str(page.save(tmp_path / "page.yaml")))
+    assert given.page == page.model_dump(mode="json")
+    assert _layout("grammar")[0].planner == "grammar"
+    assert _layout(None) == []

@@ -180,6 +180,7 @@ def _conditions(
     mask: Path | None,
     strength: float | None,
     regions: Sequence[str],
+    layout: str | None,
     loras: Sequence[str],
 ) -> list[Condition]:
     """Return the conditions of the options; a mask belongs to the edit, or else to the one subject."""
@@ -198,7 +199,20 @@ def _conditions(
     named = [Style(path) if len(styles) == 1 else Style(path, name=path.stem) for path in styles]
     edits = [Edit(edit, mask, strength=1.0 if strength is None else strength)] if edit is not None else []
     told = _subjects(subjects, mask if edit is None else None)
-    return [*told, *named, *edits, *_regions(regions), *_loras(loras)]
+    return [*told, *named, *edits, *_regions(regions), *_layout(layout), *_loras(loras)]
+
+
+def _layout(text: str | None) -> list[Condition]:
+    """Return the layout of a page's file, or of a planner's name."""
+    from capriccio.scene import Layout
+
+    if text is None:
+        return []
+    if not text.endswith((".yaml", ".yml", ".json")):
+        return [Layout(planner=text)]
+    from capriccio.perception.pages import Page
+
+    return [Layout(page=Page.load(text).model_dump(mode="json"))]
 
 
 def _options(texts: Sequence[str]) -> dict[str, Any]:
@@ -251,7 +265,7 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
         return scene
     if all(isinstance(condition, Companion) for condition in scene.conditions):
         raise CapriccioError(
-            "--by and --option need a condition to work on; add --subject, --style, --edit or --region."
+            "--by and --option need a condition to work on; add --subject, --style, --edit, --region or --layout."
         )
 
     def given(condition: Condition) -> Condition:
@@ -338,6 +352,10 @@ def paint(
         Path | None, typer.Option(help="White where to paint; without --edit, where the subject is.")
     ] = None,
     strength: Annotated[float | None, typer.Option(help="How much of the --edit is changed, up to 1.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Let a planner divide the picture (RPG): grammar, an endpoint's address, or a saved page."),
+    ] = None,
     region: Annotated[
         list[str] | None,
         typer.Option(
@@ -385,7 +403,7 @@ def paint(
         "clip_skip": clip_skip,
     }
     place = _place(out)
-    conditions = _conditions(subject or (), style or (), edit, mask, strength, region or (), lora or ())
+    conditions = _conditions(subject or (), style or (), edit, mask, strength, region or (), layout, lora or ())
     wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
     studio = _studio(_model(model, scene), inpainting, memory)
     changed = _changed_weights(scene, studio)

@@ -274,6 +274,9 @@ class Layout(Condition):
     planner: str = Field("grammar", min_length=1)
     page: dict[str, Any] | None = None
 
+    def __init__(self, /, **settings: Any) -> None:
+        super().__init__(**settings)  # for type checkers, as above
+
     @field_validator("page")
     @classmethod
     def _plain_page(cls, page: dict[str, Any] | None) -> dict[str, Any] | None:
