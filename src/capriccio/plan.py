@@ -479,7 +479,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         engine=draft.engine,
         canvas=canvas,
         regions=draft.groups or {"image": np.ones((canvas.height, canvas.width), bool)},
-        names=tuple(dict.fromkeys(name for name, _, _ in draft.scene.mentions)),
+        names=draft.scene.mentioned,
         forwards=guidance.forwards(backbone.together),
         prompts=prompts,
         passages=() if draft.collage else passages,
