@@ -244,8 +244,12 @@ def _scene(prompt: str | None, file: Path | None, conditions: Sequence[Condition
 
 
 def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
-    """Return the scene with its conditions given to a method, with the method's settings."""
+    """Return the scene with its conditions given to a method, with the method's settings.
+
+    Of a scene in turns, each condition has what a method of its own turn can be asked.
+    """
     from capriccio.scene import Lora
+    from capriccio.turns import turns
 
     if by is None and not options:
         return scene
@@ -254,11 +258,31 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
             "--by and --option need a condition to work on; add --subject, --style, --edit or --region."
         )
 
+    single = len(turns(scene)) == 1
+
     def given(condition: Condition) -> Condition:
-        settings = dict(condition) | {"options": condition.options | options} | ({"by": by} if by else {})
+        mine = options if single else {name: options[name] for name in options if _takes(condition, name)}
+        settings = dict(condition) | {"options": condition.options | mine}
+        settings |= {"by": by} if by and (single or condition.kind in _kinds(by)) else {}
         return condition if isinstance(condition, Lora) else type(condition)(**settings)
 
     return scene.but(conditions=tuple(map(given, scene.conditions)))
+
+
+def _kinds(by: str) -> set[str]:
+    """Return the kinds of condition that a method takes; those of an unknown one are all, so that a plan refuses it."""
+    from capriccio.methods import METHODS
+    from capriccio.scene import CONDITIONS
+
+    return {kind for kinds in METHODS[by].takes for kind in kinds} if by in METHODS else {*CONDITIONS}
+
+
+def _takes(condition: Condition, option: str) -> bool:
+    """Whether a condition may have an option: if a method for its kind has it, or none at all, so that a plan says so."""
+    from capriccio.methods import METHODS
+
+    owners = [name for name, method in METHODS.items() if option in method.settings]
+    return not owners or any(condition.kind in _kinds(name) for name in owners)
 
 
 def _model(name: str | None, scene: Path | None) -> str:
