@@ -328,7 +328,8 @@ def test_cancelling_in_any_turn_leaves_everything_clean(studio: Studio, two: Sce
 def test_too_little_memory_for_a_later_turn_is_told_first(
     studio: Studio, two: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = two.but(width=64, height=64)
+    places = [Region(one.prompt, one.box, options={"base_ratio": 0.0}) for one in two.conditions[2:]]
+    two = two.but(conditions=(*two.conditions[:2], *places), width=64, height=64)
     plan = studio.plan(two)
     assert plan.cost.working < plan.total.working
     monkeypatch.setattr("capriccio.studio._free_memory", lambda: plan.cost.working)

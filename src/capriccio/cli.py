@@ -278,7 +278,7 @@ def _kinds(by: str) -> set[str]:
 
 
 def _takes(condition: Condition, option: str) -> bool:
-    """Whether a condition may have an option: if a method for its kind has it, or none at all, so that a plan says so."""
+    """Whether a method for a condition has an option; of an unknown one always, so that a plan refuses it."""
     from capriccio.methods import METHODS
 
     owners = [name for name, method in METHODS.items() if option in method.settings]

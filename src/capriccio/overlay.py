@@ -100,8 +100,8 @@ def overlay(plan: Plan) -> Image.Image:
     """Draw a plan.
 
     Pictures that a scene brings lie on the canvas as far as they can be laid there without looking for something in
-    them: a subject whose mask must still be found is shown with its surroundings. Of a plan in turns, the first is drawn;
-    each of ``plan.later`` is a plan that can be drawn as well.
+    them: a subject whose mask must still be found is shown with its surroundings. Of a plan in turns, the first is
+    drawn; each of ``plan.later`` is a plan that can be drawn as well.
     """
     known, canvas = sketch(plan), plan.canvas
     cell, groups = image_groups(plan)

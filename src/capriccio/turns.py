@@ -58,8 +58,8 @@ def _places(subjects: Sequence[str], regions: Sequence[Region]) -> dict[str, Reg
         named = [name for name in dict.fromkeys(references(region.prompt)) if name in subjects]
         if len(named) > 1:
             raise CapriccioError(
-                f"The region {region.prompt!r} names the subjects {' and '.join(map(repr, named))}, but it is the place "
-                "of one; give each a region of its own."
+                f"The region {region.prompt!r} names the subjects {' and '.join(map(repr, named))}, but it is the "
+                "place of one; give each a region of its own."
             )
         for name in named:
             if name in places:
@@ -71,8 +71,8 @@ def _places(subjects: Sequence[str], regions: Sequence[Region]) -> dict[str, Reg
     for name in subjects:
         if name not in places:
             raise CapriccioError(
-                f"The scene has regions, but none of them names the subject {name!r}; write {{{name}}} in the prompt of "
-                "the region where it is to be."
+                f"The scene has regions, but none of them names the subject {name!r}; write {{{name}}} in the prompt "
+                "of the region where it is to be."
             )
     return places
 
@@ -100,12 +100,14 @@ def _into(scene: Scene, subject: Subject, region: Region, loras: Sequence[Lora])
 
     def scene_on(picture: Image.Image | None) -> Scene:
         if picture is None:
-            raise CapriccioError(f"The subject {subject.name!r} is painted into a picture; give that of the turn before.")
+            raise CapriccioError(
+                f"The subject {subject.name!r} is painted into a picture; give that of the turn before."
+            )
         place = region.cover(picture.width, picture.height)
         if place.all():
             raise CapriccioError(
-                f"The region {region.prompt!r}, the place of {subject.name!r}, is the whole picture; make it smaller, or "
-                "leave the regions out."
+                f"The region {region.prompt!r}, the place of {subject.name!r}, is the whole picture; make it smaller, "
+                "or leave the regions out."
             )
         edit = Edit(picture, mask=place, feather=region.feather)
         # All turns are of one size: the pixels of a place are neither shrunk nor enlarged when they are put back.

@@ -190,8 +190,8 @@ def _check(draft: Draft, conditions: Sequence[Region], options: Options) -> None
     for region in conditions:
         if region.feather:
             raise CapriccioError(
-                f"The region {region.prompt!r} has feather={region.feather}, but only the place of a subject has a soft "
-                "border; leave it out, or name a subject in its prompt."
+                f"The region {region.prompt!r} has feather={region.feather}, but only the place of a subject has a "
+                "soft border; leave it out, or name a subject in its prompt."
             )
     for name in ("mask_inject_steps", "base_ratio", "double_inject_blocks_interval", "single_inject_blocks_interval"):
         value = getattr(options, name)
