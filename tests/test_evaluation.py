@@ -287,7 +287,7 @@ def test_true_renders_bleed_nothing_and_exchanged_ones_do() -> None:
 
 
 def test_bleeding_is_read_from_pairs() -> None:
-    with pytest.raises(CapriccioError, match="a scene has 1; give two subjects"):
+    with pytest.raises(CapriccioError, match="give scenes of two"):
         bleeding.bleeding(targets.scenes(1), torch.zeros(1, 3, 128, 128))
 
 

@@ -259,30 +259,32 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
         )
 
     single = len(turns(scene)) == 1
+    every = {condition.kind for condition in scene.conditions}
+    # What nobody here takes is given to all, so that a plan refuses it.
+    takers = {name: every if single else _takers(name) & every or every for name in options}
+    led = every if single or by is None else _kinds(by) & every or every
 
     def given(condition: Condition) -> Condition:
-        mine = options if single else {name: options[name] for name in options if _takes(condition, name)}
+        mine = {name: value for name, value in options.items() if condition.kind in takers[name]}
         settings = dict(condition) | {"options": condition.options | mine}
-        settings |= {"by": by} if by and (single or condition.kind in _kinds(by)) else {}
+        settings |= {"by": by} if by and condition.kind in led else {}
         return condition if isinstance(condition, Lora) else type(condition)(**settings)
 
     return scene.but(conditions=tuple(map(given, scene.conditions)))
 
 
 def _kinds(by: str) -> set[str]:
-    """Return the kinds of condition that a method takes; those of an unknown one are all, so that a plan refuses it."""
-    from capriccio.methods import METHODS
-    from capriccio.scene import CONDITIONS
-
-    return {kind for kinds in METHODS[by].takes for kind in kinds} if by in METHODS else {*CONDITIONS}
-
-
-def _takes(condition: Condition, option: str) -> bool:
-    """Whether a method for a condition has an option; of an unknown one always, so that a plan refuses it."""
+    """Return the kinds of condition that a method takes; none if there is no such method."""
     from capriccio.methods import METHODS
 
-    owners = [name for name, method in METHODS.items() if option in method.settings]
-    return not owners or any(condition.kind in _kinds(name) for name in owners)
+    return {kind for kinds in METHODS[by].takes for kind in kinds} if by in METHODS else set()
+
+
+def _takers(option: str) -> set[str]:
+    """Return the kinds of condition for which a method has an option."""
+    from capriccio.methods import METHODS
+
+    return {kind for name, method in METHODS.items() if option in method.settings for kind in _kinds(name)}
 
 
 def _model(name: str | None, scene: Path | None) -> str:

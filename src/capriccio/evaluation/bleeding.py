@@ -41,7 +41,7 @@ def bleeding(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[bool]:
     for graph in graphs:
         if len(graph.things) != 2:
             raise CapriccioError(
-                f"Bleeding is read from pairs, but a scene has {len(graph.things)}; give two subjects."
+                f"Bleeding is read from pairs, but a scene has {len(graph.things)} subjects; give scenes of two."
             )
     pairs = [[_looks(thing) for thing in sorted(graph.things, key=lambda thing: thing.x)] for graph in graphs]
     halves = []
