@@ -20,6 +20,7 @@ from capriccio.errors import Cancelled
 from capriccio.perception.pages import Page
 from capriccio.scene import Edit, Lora, Region, Scene, Style, Subject
 
+PLACED = ("--subject", "mug.png:mug", "--region", "0,0.25,0.5,1: a {mug}", "--region", "0.5,0.25,1,1: a hat")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -258,6 +259,8 @@ def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
         (["layout", " "], "The prompt is empty"),
         (["layout", "a cat", "--planner", "grammer"], "did you mean 'grammar'"),
         (["layout", "a {mug}", "--scene", "a.yaml"], "refers to {mug}"),
+        (["paint", "a", *PLACED[:2], "--region", "0,0,1,1: a hat", "--option", "engine=hold"], "none of them names"),
+        (["paint", "a", "--region", "0,0,1,1: a {hat}"], "refers to {hat}"),
         (["paint", "--scene", "missing.yaml"], "cannot be read"),
         (["paint", "--scene", "mug.png"], "carries no recipe"),
         (["plan", "missing.yaml"], "cannot be read"),
@@ -401,6 +404,34 @@ def test_a_small_checkpoint_plans_and_paints(flux_folder: Path, folder: Path) ->
     assert json.loads(planned.stdout) == json.loads(painted.stdout)["plan"]
     assert run("plan", "a.png", "--model", flux_folder, "--overlay", "layout.png").stdout.strip()
     assert Image.open("layout.png").width >= 768
+
+
+def test_a_subject_in_a_region_is_planned_and_painted_in_turns(
+    flux_folder: Path, folder: Path, subject_picture: Image.Image
+) -> None:
+    subject_picture.save("mug.png")
+    small = ("--model", flux_folder, "--steps", 2, "--width", 64, "--height", 64)
+    painted = run("paint", "a {mug}", *PLACED, *small, "-o", "a.png", "--json")
+    assert painted.exit_code == 0, painted.stderr
+    again = run("paint", "--scene", "a.png", "--model", flux_folder, "-o", "b.png")
+    assert again.exit_code == 0, again.stderr
+    assert (np.asarray(Image.open("a.png")) == np.asarray(Image.open("b.png"))).all()
+    planned = run("plan", "a.png", "--model", flux_folder, "--overlay", "layout.png")
+    assert "turn 2 of 2: the mug into 'a mug'" in planned.stdout
+    assert Image.open("layout.png").width >= 768
+    (later,) = json.loads(painted.stdout)["plan"]["later"]
+    assert later["method"] == "diptych"
+
+
+def test_options_go_to_the_turns_that_have_them(easel: Easel, folder: Path) -> None:
+    given = ("--option", "base_ratio=0.1", "--option", "attention_weight=1.2")
+    assert run("paint", "a {mug}", *PLACED, *given, "--by", "diptych").exit_code == 0
+    subject, *regions = easel.scene.conditions
+    assert (subject.by, subject.options) == ("diptych", {"attention_weight": 1.2})
+    assert [(region.by, region.options) for region in regions] == [(None, {"base_ratio": 0.1})] * 2
+    # What no turn has goes to all of them, and the plan refuses it.
+    assert run("paint", "a {mug}", *PLACED, "--option", "mode=latent", "--by", "inpainting").exit_code == 0
+    assert {(one.by, one.options["mode"]) for one in easel.scene.conditions} == {("inpainting", "latent")}
 
 
 # --- speed ---

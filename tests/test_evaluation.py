@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from capriccio.errors import CapriccioError
-from capriccio.evaluation import cases, demo, metrics, reports, statistics, targets, variants
+from capriccio.evaluation import bleeding, cases, demo, metrics, reports, statistics, targets, variants
 from capriccio.evaluation.judge import Judge
 from capriccio.pictures import open_picture
 from capriccio.scene import Scene
@@ -252,6 +252,43 @@ def test_half_views_show_one_side_as_large_as_a_single_subject() -> None:
     assert left.min() >= 0
     assert right.max() <= 0
     assert left[0, 0].max(dim=0).values.sum() == pytest.approx(50 * 128 / 91, abs=2)  # 50 pixels wide, enlarged
+
+
+def test_only_what_is_the_others_bleeds() -> None:
+    own, other = {"kind": "mug", "colour": "red"}, {"kind": "hat", "colour": "red"}
+    assert bleeding.bled(own, own, other) == ()
+    assert bleeding.bled({"kind": "hat", "colour": "red"}, own, other) == ("kind",)
+    assert bleeding.bled({"kind": "lamp", "colour": "blue"}, own, other) == ()  # wrong, but nobody's
+    assert bleeding.bled(other, own, own | {"colour": "blue"}) == ()
+    assert bleeding.bled({"kind": "mug", "colour": "blue"}, own, other | {"colour": "blue"}) == ("colour",)
+
+
+def exchanged(graph: SceneGraph) -> SceneGraph:
+    one, other = graph.things
+    return replace(graph, things=(replace(one, identity=other.identity), replace(other, identity=one.identity)))
+
+
+def one_coloured(graph: SceneGraph) -> SceneGraph:
+    """The same two subjects, the second in the first one's main colour."""
+    one, other = graph.things
+    return replace(graph, things=(one, replace(other, identity=replace(other.identity, main=one.identity.main))))
+
+
+@pytest.mark.needs_miniature
+def test_true_renders_bleed_nothing_and_exchanged_ones_do() -> None:
+    graphs = targets.scenes(24, 2, seed=5)
+    assert sum(bleeding.bleeding(graphs, draw(graphs).pixels)) <= 1  # the reader errs on 1 of 32 pairs itself
+    pairs = [(one.identity, other.identity) for one, other in (graph.things for graph in graphs)]
+    assert sum(bleeding.bleeding(graphs, draw([exchanged(graph) for graph in graphs]).pixels)) >= 23
+    told = [one.main != other.main and one.accent != other.accent for one, other in pairs]
+    apart = [graph for graph, is_told in zip(graphs, told, strict=True) if is_told]
+    assert len(apart) >= 12
+    assert np.mean(bleeding.bleeding(apart, draw([one_coloured(graph) for graph in apart]).pixels)) >= 0.8
+
+
+def test_bleeding_is_read_from_pairs() -> None:
+    with pytest.raises(CapriccioError, match="give scenes of two"):
+        bleeding.bleeding(targets.scenes(1), torch.zeros(1, 3, 128, 128))
 
 
 def test_reports_are_json_lines_and_files_with_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

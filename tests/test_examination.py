@@ -81,7 +81,7 @@ REFUSED = {
 _ONE_CANVAS = "each lays out the whole canvas"
 PAIRS = {
     ("diptych", "inpainting"): _ONE_CANVAS,
-    ("diptych", "regional-prompting"): _ONE_CANVAS,
+    ("diptych", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
     ("diptych", "rpg"): _ONE_CANVAS,
     ("inpainting", "regional-prompting"): _ONE_CANVAS,
     ("inpainting", "rpg"): _ONE_CANVAS,

@@ -20,7 +20,7 @@ from capriccio.evaluation.published import regional_flux, regional_mask
 from capriccio.methods import METHODS
 from capriccio.plan import Plan, make_plan
 from capriccio.sampling import paint, paint_latents
-from capriccio.scene import Lora, Region, Scene, Subject
+from capriccio.scene import Lora, Region, Scene, Style
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "seed": 3}
 LEFT, RIGHT = Region("a mug", box=(0, 0, 24, 32)), Region("a red hat", box=(24, 0, 48, 32))
@@ -302,9 +302,9 @@ def test_intervals_are_flux_alone() -> None:
         plan_of(UNetBackbone(tiny.stable_diffusion()), *regions(LEFT, single_inject_blocks_interval=2))
 
 
-def test_what_no_method_paints_together(flux: FluxBackbone, subject_picture: Image.Image) -> None:
-    with pytest.raises(CapriccioError, match=r"paints region \+ subject together"):
-        plan_of(flux, LEFT, Subject(subject_picture, name="mug"))
+def test_what_no_method_paints_together(flux: FluxBackbone, picture: Image.Image) -> None:
+    with pytest.raises(CapriccioError, match=r"paints region \+ style together"):
+        plan_of(flux, LEFT, Style(picture))
 
 
 def test_a_scene_with_regions_travels(flux: FluxBackbone, tmp_path: Any) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
@@ -185,6 +186,21 @@ def paste_back(
         whole = whole.resize(picture.size, Image.Resampling.LANCZOS)
         seen = seen.resize(picture.size, Image.Resampling.NEAREST)
     return Image.composite(whole, picture, ImageChops.darker(mask, seen))
+
+
+def softened(mask: Image.Image, feather: int) -> Image.Image:
+    """Return a mask whose white fades to black over so many pixels inside its border; black stays black.
+
+    Args:
+        mask: White (255) and black (0), mode ``"L"``.
+        feather: Pixels; 0 returns the mask as it is. The border of the picture is no border of the mask.
+    """
+    white = np.asarray(mask) > 127
+    if not feather or white.all():
+        return mask
+    # A pixel at the border is one pixel away from the nearest black one.
+    share = np.minimum(distance_transform_edt(white) / (feather + 1), 1)
+    return Image.fromarray((share * 255).round().astype(np.uint8))
 
 
 def to_pixels(picture: Image.Image) -> Tensor:

@@ -258,8 +258,12 @@ def _scene(prompt: str | None, file: Path | None, conditions: Sequence[Condition
 
 
 def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
-    """Return the scene with its conditions given to a method, with the method's settings."""
+    """Return the scene with its conditions given to a method, with the method's settings.
+
+    Of a scene in turns, each condition has what a method of its own turn can be asked.
+    """
     from capriccio.scene import Companion
+    from capriccio.turns import turns
 
     if by is None and not options:
         return scene
@@ -268,11 +272,33 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
             "--by and --option need a condition to work on; add --subject, --style, --edit, --region or --layout."
         )
 
+    single = len(turns(scene)) == 1
+    every = {condition.kind for condition in scene.conditions}
+    # What nobody here takes is given to all, so that a plan refuses it.
+    takers = {name: every if single else _takers(name) & every or every for name in options}
+    led = every if single or by is None else _kinds(by) & every or every
+
     def given(condition: Condition) -> Condition:
-        settings = dict(condition) | {"options": condition.options | options} | ({"by": by} if by else {})
+        mine = {name: value for name, value in options.items() if condition.kind in takers[name]}
+        settings = dict(condition) | {"options": condition.options | mine}
+        settings |= {"by": by} if by and condition.kind in led else {}
         return condition if isinstance(condition, Companion) else type(condition)(**settings)
 
     return scene.but(conditions=tuple(map(given, scene.conditions)))
+
+
+def _kinds(by: str) -> set[str]:
+    """Return the kinds of condition that a method takes; none if there is no such method."""
+    from capriccio.methods import METHODS
+
+    return {kind for kinds in METHODS[by].takes for kind in kinds} if by in METHODS else set()
+
+
+def _takers(option: str) -> set[str]:
+    """Return the kinds of condition for which a method has an option."""
+    from capriccio.methods import METHODS
+
+    return {kind for name, method in METHODS.items() if option in method.settings for kind in _kinds(name)}
 
 
 def _model(name: str | None, scene: Path | None) -> str:

@@ -100,7 +100,8 @@ def overlay(plan: Plan) -> Image.Image:
     """Draw a plan.
 
     Pictures that a scene brings lie on the canvas as far as they can be laid there without looking for something in
-    them: a subject whose mask must still be found is shown with its surroundings.
+    them: a subject whose mask must still be found is shown with its surroundings. Of a plan in turns, the first is
+    drawn; each of ``plan.later`` is a plan that can be drawn as well.
     """
     known, canvas = sketch(plan), plan.canvas
     cell, groups = image_groups(plan)
@@ -184,6 +185,9 @@ def _unpainted(canvas: Canvas, picture: Image.Image | None, paint: Mask | None) 
 
 
 def _notes(plan: Plan, paint: Mask | None) -> Iterator[str]:
+    if plan.later:
+        others = "; ".join(turn.says for turn in plan.later)
+        yield f"Shown is turn 1 of {len(plan.turns)}, {plan.says}; then, on the picture before: {others}."
     if paint is not None:
         rest = "" if paint.all() else "; the rest is known"
         yield f"Hatched is what is painted, {paint.mean():.0%} of the canvas{rest}."

@@ -24,6 +24,7 @@ from capriccio.errors import CapriccioError, nearest
 from capriccio.guidance import Branch, Chain, classifier_free
 from capriccio.phases import POSITIVE, Phase, Prompt, Reader, named_groups
 from capriccio.scene import Companion, Condition, Control, Lora, Scene
+from capriccio.turns import Turn, turns
 
 T = TypeVar("T")
 
@@ -255,6 +256,9 @@ class Plan:
     unless a ``collage`` puts several together.
     ``regions`` holds, for those that LoRAs are limited to, what their token groups are called after ``image:`` and
     ``text:``.
+
+    A scene in turns has the plan of its first turn, and ``later`` those of the others, each made on a blank picture in
+    the place of the one before; ``says`` is what a turn paints.
     """
 
     scene: Scene
@@ -285,6 +289,21 @@ class Plan:
     rows: int
     cost: Cost
     notes: tuple[str, ...]
+    says: str = ""
+    later: tuple[Plan, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Plan, ...]:
+        """The plans of all turns in order; this one alone where there is one."""
+        return (self, *self.later)
+
+    @property
+    def total(self) -> Cost:
+        """The cost of all turns: forwards and FLOPs of a picture in sum, tokens and bytes of the largest turn."""
+        costs = [plan.cost for plan in self.turns]
+        summed = {name: sum(getattr(cost, name) for cost in costs) for name in ("forwards", "flops")}
+        largest = {name: max(getattr(cost, name) for cost in costs) for name in (f.name for f in fields(Cost))}
+        return Cost(**largest | summed)
 
     @property
     def compiled(self) -> CompiledProgram:
@@ -313,7 +332,7 @@ class Plan:
         collage = (self.collage, len(self.voices))
         own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.controls, *weights, *collage)
         steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
-        return (*own, *steps, attention)
+        return (*own, *steps, attention, *(plan.batch_key for plan in self.later))
 
     def sections(self) -> dict[str, list[str]]:
         """Return the plan in words, by heading."""
@@ -341,7 +360,7 @@ class Plan:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as data that JSON can hold."""
+        """Return the plan as data that JSON can hold; where there are turns, it is the first and holds the others."""
         numbers = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
         return {
             "backbone": self.backbone,
@@ -353,14 +372,29 @@ class Plan:
             "seeds": list(self.scene.all_seeds()),
             "cost": _as_data(self.cost),
             "sections": self.sections(),
-        }
+        } | self._turns_as_dict()
 
     def __str__(self) -> str:
         lines = [f"plan for {self.scene.prompt!r} on {self.backbone}"]
-        for heading, entries in self.sections().items():
-            for index, entry in enumerate(entries):
-                lines.append(f"  {heading if index == 0 else '':<11}{entry}")
-        return "\n".join(lines)
+        for number, plan in enumerate(self.turns, 1):
+            lines += [f" turn {number} of {len(self.turns)}: {plan.says}"] if self.later else []
+            for heading, entries in plan.sections().items():
+                for index, entry in enumerate(entries):
+                    lines.append(f"  {heading if index == 0 else '':<11}{entry}")
+        return "\n".join(lines + ([f" total: {self._total_words()}"] if self.later else []))
+
+    def _turns_as_dict(self) -> dict[str, Any]:
+        if not self.later:
+            return {}
+        later = [{"says": plan.says} | plan.as_dict() for plan in self.later]
+        return {"says": self.says, "later": later, "total": _as_data(self.total)}
+
+    def _total_words(self) -> str:
+        total = self.total
+        return (
+            f"{total.forwards} forwards in {len(self.turns)} turns, {_si(total.flops)}FLOP a picture; weights "
+            f"{_si(total.weights)}B, activations of a block at most about {_si(total.working)}B"
+        )
 
     def _phase_words(self) -> list[str]:
         if len(self.phases) == 1 and len(self.programs) == 1:
@@ -394,7 +428,7 @@ class Plan:
 
 
 def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -> Plan:
-    """Turn a scene into a plan.
+    """Turn a scene into a plan; every turn of it, so that all mistakes are found before anything is painted.
 
     Args:
         scene: What is asked for.
@@ -404,6 +438,27 @@ def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -
     Raises:
         CapriccioError: If something cannot be done, or would have no effect.
     """
+    first, *others = turns(scene)
+    if not others:
+        return _plan_one(scene, backbone, methods)
+    plans: list[Plan] = []
+    for number, turn in enumerate((first, *others), 1):
+        size = (plans[0].settings.width, plans[0].settings.height) if plans else None
+        try:
+            asked = turn.scene(size and Image.new("RGB", size))
+            plans.append(replace(_plan_one(asked, backbone, methods), says=turn.says))
+        except CapriccioError as error:
+            raise CapriccioError(f"In turn {number} of {1 + len(others)}, {turn.says}: {error}") from None
+    return replace(plans[0], scene=scene, later=tuple(plans[1:]))
+
+
+def plan_turn(turn: Turn, before: Image.Image, seed: int, backbone: Backbone, methods: Mapping[str, Method]) -> Plan:
+    """Return the plan of a later turn of one picture: with its seed, on what the turn before painted."""
+    return _plan_one(turn.scene(before).single(seed), backbone, methods)
+
+
+def _plan_one(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -> Plan:
+    """Turn a scene of one turn into a plan."""
     conditions = [condition for condition in scene.conditions if not isinstance(condition, Companion)]
     method = choose_method(conditions, methods)
     draft, options = Draft(scene, backbone, _settings(scene, backbone), scene.words), None
@@ -495,7 +550,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         engine=draft.engine,
         canvas=canvas,
         regions=draft.groups or {"image": np.ones((canvas.height, canvas.width), bool)},
-        names=tuple(dict.fromkeys(name for name, _, _ in draft.scene.mentions)),
+        names=draft.scene.mentioned,
         forwards=guidance.forwards(backbone.together),
         prompts=prompts,
         passages=() if draft.collage else passages,

@@ -178,7 +178,7 @@ def paint(plans: Sequence[Plan], backbone: Backbone, callback: Callback | None =
     """Paint plans whose pictures can share forwards.
 
     Args:
-        plans: Of equal `batch_key`.
+        plans: Of equal `batch_key`; of a plan in turns, the first turn.
         backbone: The one they were made for.
         callback: Told after each step.
 

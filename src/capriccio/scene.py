@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,7 +30,7 @@ from pydantic import (
 )
 
 from capriccio.errors import CapriccioError, nearest
-from capriccio.pictures import EMBED_LIMIT, RECIPE_LIMIT, Fit, Picture, read_recipe, write_whole
+from capriccio.pictures import EMBED_LIMIT, RECIPE_LIMIT, Fit, Picture, open_mask, read_recipe, write_whole
 
 SCENE_VERSION: Literal[1] = 1
 MAX_SCENE_BYTES = 64 * 2**20
@@ -199,6 +201,7 @@ class Edit(Condition):
         mask: Where to paint, white on black, of the same size; everywhere if ``None``.
         strength: How much is changed: 1 paints from noise, less starts from the picture, noised (image to image).
         fit: How a picture of another shape fills the size that is painted.
+        feather: Pixels inside the mask, from its border, over which what is painted passes into the picture.
     """
 
     noun = "an edit"
@@ -207,6 +210,7 @@ class Edit(Condition):
     mask: OnePicture | None = None
     strength: float = Field(1.0, gt=0, le=1)
     fit: Fit = "pad"
+    feather: int = Field(0, ge=0)
 
     def __init__(self, /, image: Any = ..., mask: Any = ..., **settings: Any) -> None:
         super().__init__(image=image, mask=mask, **settings)
@@ -218,6 +222,10 @@ class Edit(Condition):
                 "An edit came with no mask and strength 1, which leaves nothing of the picture; give a mask where to "
                 "paint, or a strength below 1 (0.6 is usual)."
             )
+        if self.mask is None and self.feather:
+            raise CapriccioError(
+                f"An edit came with feather={self.feather} and no mask whose border it could soften; leave it out."
+            )
         return self
 
 
@@ -228,11 +236,13 @@ class Region(Condition):
     """What to paint at one place of the picture.
 
     Attributes:
-        prompt: What to paint there; ``(words)1.3`` weighs words.
+        prompt: What to paint there; ``{name}`` stands for the condition of that name, and the region that names a
+            subject is that subject's place; ``(words)1.3`` weighs words.
         box: Left, top, right, bottom: pixels, or fractions of the picture where none is above 1.
         mask: Instead of a box: where to paint it, white on black, of the size of the picture.
         strength: How much the place is held to its prompt, 0 (not at all) to 1; the method's own settings if ``None``.
         name: What it is called, in the prompt as well.
+        feather: Pixels inside the place of a subject, from its border, over which it passes into what is around it.
     """
 
     noun = "a region"
@@ -242,6 +252,7 @@ class Region(Condition):
     mask: OnePicture | None = None
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
     name: str | None = Field(None, min_length=1)
+    feather: int = Field(0, ge=0)
 
     def __init__(self, /, prompt: Any = ..., box: Any = ..., **settings: Any) -> None:
         super().__init__(prompt=prompt, box=box, **settings)
@@ -258,6 +269,32 @@ class Region(Condition):
                 "bottom, as pixels or as fractions of the picture."
             )
         return self
+
+    @property
+    def words(self) -> str:
+        """The prompt with the names filled in."""
+        return filled(self.prompt)
+
+    def cover(self, width: int, height: int) -> NDArray[np.bool_]:
+        """Return where the region is in a picture of some size in pixels, as a mask (height, width).
+
+        Raises:
+            CapriccioError: If it reaches outside the picture, or its mask is of another size.
+        """
+        if self.mask is not None:
+            return np.asarray(open_mask(self.mask, (width, height), f"mask of the region {self.prompt!r}")) > 127
+        box, size = self.box or (0, 0, 0, 0), (width, height, width, height)
+        left, top, right, bottom = (
+            round(edge * side) if max(box) <= 1 else round(edge) for edge, side in zip(box, size, strict=True)
+        )
+        if right > width or bottom > height:
+            raise CapriccioError(
+                f"The region {self.prompt!r} reaches to ({right}, {bottom}), outside the picture of {width} x {height} "
+                "pixels; give a box inside it, or fractions of it."
+            )
+        mask = np.zeros((height, width), bool)
+        mask[top:bottom, left:right] = True
+        return mask
 
 
 class Layout(Condition):
@@ -442,10 +479,12 @@ class Scene(Model):
         for name in names:
             if names.count(name) > 1:
                 raise CapriccioError(f"Two conditions are called {name!r}; give each a name of its own.")
-        for name in _REFERENCE.findall(self.prompt):
-            if name not in names:
-                hint = nearest(name, names) if names else "the scene has no condition with a name"
-                raise CapriccioError(f"The prompt refers to {{{name}}}, but nothing has that name; {hint}")
+        prompts = {"prompt": self.prompt} | {f"prompt of the region {r.prompt!r}": r.prompt for r in self._regions}
+        for which, prompt in prompts.items():
+            for name in references(prompt):
+                if name not in names:
+                    hint = nearest(name, names) if names else "the scene has no condition with a name"
+                    raise CapriccioError(f"The {which} refers to {{{name}}}, but nothing has that name; {hint}")
         return self
 
     @model_validator(mode="after")
@@ -471,7 +510,17 @@ class Scene(Model):
     @property
     def words(self) -> str:
         """The prompt with the names filled in."""
-        return _REFERENCE.sub(r"\1", self.prompt)
+        return filled(self.prompt)
+
+    @property
+    def mentioned(self) -> tuple[str, ...]:
+        """Every name that the prompt or that of a region refers to, once."""
+        prompts = (self.prompt, *(region.prompt for region in self._regions))
+        return tuple(dict.fromkeys(name for prompt in prompts for name in references(prompt)))
+
+    @property
+    def _regions(self) -> tuple[Region, ...]:
+        return tuple(condition for condition in self.conditions if isinstance(condition, Region))
 
     @property
     def mentions(self) -> tuple[tuple[str, int, int], ...]:
@@ -556,6 +605,17 @@ class Scene(Model):
     def json_schema(cls) -> dict[str, Any]:
         """Return the JSON Schema of a scene file."""
         return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | cls.model_json_schema()
+
+
+def references(prompt: str) -> list[str]:
+    """Return the names in braces of a prompt, in order."""
+    return _REFERENCE.findall(prompt)
+
+
+def filled(prompt: str, but: Iterable[str] = ()) -> str:
+    """Return a prompt with the names in braces filled in as words, but for some."""
+    kept = set(but)
+    return _REFERENCE.sub(lambda found: found[0] if found[1] in kept else found[1], prompt)
 
 
 def name_of(condition: Condition) -> str | None:

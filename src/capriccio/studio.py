@@ -25,9 +25,10 @@ from capriccio import pictures
 from capriccio.backbones.base import Backbone
 from capriccio.backbones.loading import ControlNets, Memory, open_backbone, out_of_memory, wrap
 from capriccio.methods import METHODS
-from capriccio.plan import Plan, make_plan
+from capriccio.plan import Plan, make_plan, plan_turn
 from capriccio.sampling import Callback, Painted, Progress, count_steps, paint
 from capriccio.scene import Scene
+from capriccio.turns import turns
 
 _VERSIONS = ("torch", "diffusers", "transformers")
 
@@ -43,6 +44,7 @@ class Painting:
         canvases: The whole canvases that they were cut from.
         readings: Seconds, and what else was measured.
         weights: Hashes of the weights that painted.
+        earlier: Of a scene in turns, the pictures after each turn but the last, one for each seed.
     """
 
     scene: Scene
@@ -51,6 +53,7 @@ class Painting:
     canvases: list[Image.Image]
     readings: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    earlier: Sequence[list[Image.Image]] = ()
 
     def save(self, path: str | os.PathLike[str], recipe: bool = True) -> list[Path]:
         """Save the pictures as PNG files that carry their recipe.
@@ -136,6 +139,8 @@ class Studio:
     def plan(self, scene: Scene) -> Plan:
         """Say what painting a scene will do and cost, without a forward pass of the denoiser.
 
+        Where a scene is painted in turns, the later ones are planned on a blank picture.
+
         Raises:
             CapriccioError: If the scene cannot be painted here.
         """
@@ -160,29 +165,55 @@ class Studio:
         groups: dict[Any, list[int]] = {}
         for index, plan in enumerate(plans):
             groups.setdefault(plan.batch_key, []).append(index)
-        lengths = [count_steps([plans[i] for i in members], self.backbone) for members in groups.values()]
+        lengths = [sum(self._lengths([plans[i] for i in members])) for members in groups.values()]
         paintings: dict[int, Painting] = {}
         for number, members in enumerate(groups.values()):
             started = time.perf_counter()
             told = _shifted(callback, sum(lengths[:number]), sum(lengths))
-            results = self._paint([plans[index] for index in members], told)
+            results = self._paint_turns([plans[index] for index in members], told)
             seconds = (time.perf_counter() - started) / len(members)
             for index, painted in zip(members, results, strict=True):
                 paintings[index] = self._painting(plans[index], painted, seconds)
         return [paintings[index] for index in range(len(plans))]
 
-    def _paint(self, plans: Sequence[Plan], callback: Callback | None) -> list[list[Painted]]:
+    def _lengths(self, plans: Sequence[Plan]) -> list[int]:
+        """Return the steps of each turn of plans that are painted together."""
+        return [count_steps(turn, self.backbone) for turn in zip(*(plan.turns for plan in plans), strict=True)]
+
+    def _paint_turns(self, plans: Sequence[Plan], callback: Callback | None) -> list[list[list[Painted]]]:
+        """Return for each plan, after each turn, its pictures."""
         # A CPU kills a process that asks for too much instead of telling it.
-        if self.backbone.device.type == "cpu" and plans[0].cost.working > _free_memory():
+        if self.backbone.device.type == "cpu" and plans[0].total.working > _free_memory():
             raise out_of_memory(self.backbone.name)
+        lengths = self._lengths(plans)
+        done = [[pictures] for pictures in self._paint(plans, _shifted(callback, 0, sum(lengths)))]
+        for number in range(1, len(lengths)):
+            told = _shifted(callback, sum(lengths[:number]), sum(lengths))
+            before = [[one.image for one in stages[-1]] for stages in done]
+            painted = iter(self._paint(self._plan_turn(plans, number, before), told))
+            # There every picture has a plan of its own.
+            for stages in done:
+                stages.append([next(painted)[0] for _ in stages[-1]])
+        return done
+
+    def _plan_turn(self, plans: Sequence[Plan], number: int, before: Sequence[Sequence[Image.Image]]) -> list[Plan]:
+        """Return a plan of a later turn for each picture of these plans, in order."""
+        return [
+            plan_turn(turns(plan.scene)[number], image, seed, self.backbone, METHODS)
+            for plan, images in zip(plans, before, strict=True)
+            for image, seed in zip(images, plan.scene.all_seeds(), strict=True)
+        ]
+
+    def _paint(self, plans: Sequence[Plan], callback: Callback | None) -> list[list[Painted]]:
         try:
             return paint(plans, self.backbone, callback)
         except (torch.OutOfMemoryError, MemoryError):
             raise out_of_memory(self.backbone.name) from None
 
-    def _painting(self, plan: Plan, painted: Sequence[Painted], seconds: float) -> Painting:
-        images, canvases = [one.image for one in painted], [one.canvas for one in painted]
-        return Painting(plan.scene, plan, images, canvases, {"seconds": round(seconds, 2)}, self.weights)
+    def _painting(self, plan: Plan, painted: Sequence[Sequence[Painted]], seconds: float) -> Painting:
+        *earlier, images = ([one.image for one in stage] for stage in painted)
+        canvases = [one.canvas for one in painted[-1]]
+        return Painting(plan.scene, plan, images, canvases, {"seconds": round(seconds, 2)}, self.weights, earlier)
 
     @cached_property
     def weights(self) -> dict[str, str]:

@@ -43,7 +43,7 @@ from PIL import Image
 
 from capriccio import perception, text
 from capriccio.attention import AttentionProgram, Weigh
-from capriccio.canvas import Box, Canvas, lay, on_colour, opaque, paste_back, side_by_side, size_like
+from capriccio.canvas import Box, Canvas, lay, on_colour, opaque, paste_back, side_by_side, size_like, softened
 from capriccio.errors import CapriccioError
 from capriccio.pictures import Fit, Picture, fit, fitted_box, open_mask, open_picture
 from capriccio.plan import CANVAS, PAINT, Draft, Finish, Method, Preparation
@@ -226,10 +226,10 @@ def _target_picture(draft: Draft, canvas: Canvas, reference: Subject | Style, ed
     paint[:, right.left :] = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
     if not paint.any():
         raise CapriccioError("Nothing of the edit's mask is left after cropping; use fit='pad' or a larger mask.")
-    box = fitted_box(picture.size, size, edit.fit)
+    box, seam = fitted_box(picture.size, size, edit.fit), softened(mask, edit.feather)
 
     def finish(painted: Image.Image, _: Any) -> Image.Image:
-        return paste_back(painted.crop(right.corners), picture, mask, box)
+        return paste_back(painted.crop(right.corners), picture, seam, box)
 
     draft = draft.add(
         Preparation(

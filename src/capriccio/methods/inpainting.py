@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from capriccio.canvas import Canvas, opaque, paste_back, size_like
+from capriccio.canvas import Canvas, opaque, paste_back, size_like, softened
 from capriccio.errors import CapriccioError
 from capriccio.pictures import fit, fitted_box, open_mask, open_picture
 from capriccio.plan import CANVAS, PAINT, Draft, Finish, Method, Preparation
@@ -58,7 +58,7 @@ def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
     paint = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
     if not paint.any():
         raise CapriccioError("Nothing of the edit's mask is left after cropping; use fit='pad' or a larger mask.")
-    box = fitted_box(picture.size, size, edit.fit)
+    box, seam = fitted_box(picture.size, size, edit.fit), softened(mask, edit.feather)
     return replace(
         draft.add(
             Preparation(CANVAS, "picture", sentence, lambda: fitted),
@@ -67,7 +67,7 @@ def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
         canvas=Canvas(*size, draft.backbone.token),
         strength=edit.strength,
         groups={"image:edit": paint, "image:known": ~paint},
-        finish=(Finish("put it into the picture given", lambda found, _: paste_back(found, picture, mask, box)),),
+        finish=(Finish("put it into the picture given", lambda found, _: paste_back(found, picture, seam, box)),),
     )
 
 

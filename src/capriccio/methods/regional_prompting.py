@@ -44,7 +44,6 @@ from capriccio.attention import AttentionProgram, Layers, Mix, Scope, See, Steps
 from capriccio.canvas import Canvas, Mask
 from capriccio.errors import CapriccioError
 from capriccio.phases import POSITIVE
-from capriccio.pictures import open_mask
 from capriccio.plan import Draft, Method
 from capriccio.scene import Region
 
@@ -196,6 +195,12 @@ def _together(intervals: tuple[int, int] | None) -> Iterator[Layers]:
 
 def _check(draft: Draft, conditions: Sequence[Region], options: Options) -> None:
     joint = _is_joint(draft)
+    for region in conditions:
+        if region.feather:
+            raise CapriccioError(
+                f"The region {region.prompt!r} has feather={region.feather}, but only the place of a subject has a "
+                "soft border; leave it out, or name a subject in its prompt."
+            )
     for name in ("mask_inject_steps", "base_ratio", "double_inject_blocks_interval", "single_inject_blocks_interval"):
         value = getattr(options, name)
         if value is None:
@@ -243,7 +248,7 @@ def _places(draft: Draft, conditions: Sequence[Region], options: Options) -> tup
                 f"The region {region.prompt!r} is empty on the grid of {draft.backbone.token} x "
                 f"{draft.backbone.token} pixels that this model attends with; make it larger."
             )
-        places.append(Place(str(number), region.prompt, mask, injected, ratio))
+        places.append(Place(str(number), region.words, mask, injected, ratio))
     return tuple(places)
 
 
@@ -257,33 +262,12 @@ def _strength(strength: float | None, steps: int, options: Options) -> tuple[flo
 
 def _mask(region: Region, canvas: Canvas, snapped: bool) -> Mask:
     """Return where a region is; ``snapped`` to whole tokens by the pixel in the middle of each, as the authors do."""
-    if region.box is not None:
-        mask = _box(region, canvas)
-    elif region.mask is not None:
-        size = canvas.width, canvas.height
-        mask = np.asarray(open_mask(region.mask, size, f"mask of the region {region.prompt!r}")) > 127
+    mask = region.cover(canvas.width, canvas.height)
     if not snapped:
         return mask
     token = canvas.token
     middle = mask[token // 2 :: token, token // 2 :: token]
     return middle.repeat(token, 0).repeat(token, 1)
-
-
-def _box(region: Region, canvas: Canvas) -> Mask:
-    box = region.box or (0, 0, 0, 0)
-    fractions = max(box) <= 1
-    size = (canvas.width, canvas.height) * 2
-    left, top, right, bottom = (
-        round(edge * side) if fractions else round(edge) for edge, side in zip(box, size, strict=True)
-    )
-    if right > canvas.width or bottom > canvas.height:
-        raise CapriccioError(
-            f"The region {region.prompt!r} reaches to ({right}, {bottom}), outside the picture of {canvas.width} x "
-            f"{canvas.height} pixels; give a box inside it, or fractions of it."
-        )
-    mask = np.zeros((canvas.height, canvas.width), bool)
-    mask[top:bottom, left:right] = True
-    return mask
 
 
 METHOD = Method(

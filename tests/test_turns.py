@@ -1,0 +1,382 @@
+"""Turns: subjects with places of their own, painted one after the other into one picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from capriccio import Cancelled, CapriccioError, Edit, Lora, Region, Scene, Studio, Style, Subject, pictures
+from capriccio.backbones.flux import FluxBackbone
+from capriccio.canvas import softened
+from capriccio.overlay import overlay
+from capriccio.sampling import Progress
+from capriccio.turns import turns
+
+SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 2}
+SHORT = {"max_sequence_length": 24}
+LEFT, RIGHT = (0, 0.25, 0.5, 1), (0.5, 0.25, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    pipe = tiny.flux()
+    return Studio(FluxBackbone(pipe, controlnet=tiny.controlnet(pipe.transformer)))
+
+
+@pytest.fixture
+def mug(subject_picture: Image.Image) -> Subject:
+    return Subject(subject_picture, name="mug")
+
+
+@pytest.fixture
+def hat(subject_picture: Image.Image) -> Subject:
+    return Subject(subject_picture.rotate(90, expand=True), name="hat")
+
+
+@pytest.fixture
+def two(mug: Subject, hat: Subject) -> Scene:
+    return scene(mug, hat, Region("a {mug}", LEFT), Region("a {hat}", RIGHT), prompt="a {mug} and a {hat} on a table")
+
+
+def scene(*conditions: Any, prompt: str = "a table", **settings: Any) -> Scene:
+    return Scene(prompt, conditions, **SMALL | SHORT | settings)
+
+
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+# --- the scene becomes turns -------------------------------------------------------------------------------------
+
+
+def test_regions_first_then_each_subject_into_its_place(two: Scene, mug: Subject, hat: Subject) -> None:
+    first, second, third = turns(two)
+    assert first.scene(None) == two.but(
+        prompt="a mug and a hat on a table", conditions=(Region("a mug", LEFT), Region("a hat", RIGHT))
+    )
+    picture = Image.new("RGB", (48, 32), "red")
+    for turn, subject, prompt, columns in ((second, mug, "a {mug}", (0, 24)), (third, hat, "a {hat}", (24, 48))):
+        asked = turn.scene(picture)
+        assert (asked.prompt, asked.conditions[0]) == (prompt, subject)
+        edit = asked.conditions[1]
+        assert isinstance(edit, Edit)
+        assert edit.mask is not None
+        mask = np.zeros((32, 48))
+        mask[8:, slice(*columns)] = 255
+        assert np.array_equal(edit.mask.open().convert("L"), mask)
+        assert np.array_equal(edit.image.open(), picture)
+
+
+def test_a_scene_without_subjects_in_regions_is_one_turn(two: Scene, mug: Subject) -> None:
+    for one in (scene(), scene(mug), scene(Region("a mug", LEFT))):
+        (turn,) = turns(one)
+        assert turn.scene(None) is one
+
+
+def test_the_order_is_that_of_the_regions(two: Scene) -> None:
+    mug, hat, left, right = two.conditions
+    later = turns(two.but(conditions=(mug, hat, right, left)))[1:]
+    assert [turn.says for turn in later] == ["the hat into 'a hat'", "the mug into 'a mug'"]
+
+
+def test_everything_else_goes_where_it_works(mug: Subject) -> None:
+    conditions = (
+        mug.model_copy(update={"by": "diptych", "options": {"attention_weight": 1.2}}),
+        Region("a {mug} in {ink}", LEFT, options={"base_ratio": 0.1}, feather=3),
+        Region("a lamp like {top}", RIGHT),
+        Region("sky", (0, 0, 1, 0.25), name="top"),
+        Lora("ink.safetensors"),
+    )
+    first, second = (turn.scene(Image.new("RGB", (48, 32))) for turn in turns(scene(*conditions, seed=3)))
+    assert [one.kind for one in first.conditions] == ["region", "region", "region", "lora"]
+    place = first.conditions[0]
+    assert isinstance(place, Region)
+    assert (place.prompt, place.options, place.feather) == ("a mug in {ink}", {"base_ratio": 0.1}, 0)
+    assert (second.prompt, second.seed) == ("a {mug} in {ink}", 3)
+    assert [one.kind for one in second.conditions] == ["subject", "edit", "lora"]
+    assert second.conditions[0] == conditions[0]
+    edit = second.conditions[1]
+    assert isinstance(edit, Edit)
+    assert (edit.feather, edit.options, edit.by) == (3, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [
+        (["a lamp"], r"none of them names the subject 'mug'; write \{mug\}"),
+        (["a {mug}", "one more {mug}"], "named by two regions, 'a {mug}' and 'one more {mug}'"),
+        (["a {mug} in a {hat}"], "names the subjects 'mug' and 'hat', but it is the place of one"),
+        (["a {mug}"], "none of them names the subject 'hat'"),
+    ],
+)
+def test_places_that_are_not_clear(studio: Studio, mug: Subject, hat: Subject, prompts: list[str], says: str) -> None:
+    regions = [Region(prompt, LEFT) for prompt in prompts]
+    with pytest.raises(CapriccioError, match=says):
+        studio.plan(scene(mug, hat, *regions))
+
+
+def test_a_region_that_names_nothing(mug: Subject) -> None:
+    with pytest.raises(CapriccioError, match=r"prompt of the region 'a \{mgu\}' refers to \{mgu\}.*mean 'mug'"):
+        scene(mug, Region("a {mgu}", LEFT))
+    with pytest.raises(CapriccioError, match="the scene has no condition with a name"):
+        scene(Region("a {mug}", LEFT))
+
+
+def test_names_are_words_in_regions_without_subjects_too(studio: Studio) -> None:
+    named, plain = (
+        scene(Region(prompt, LEFT), Region("a hat", RIGHT, name="hat")) for prompt in ("beside a {hat}", "beside a hat")
+    )
+    plan = studio.plan(named)
+    assert plan.passages["region/1"] == "beside a hat"
+    assert plan.layout.groups["text:hat"].sum() == 2 * 4  # three letters and the mark of a word, in two texts
+    assert np.array_equal(*(array(studio.paint(one).images[0]) for one in (named, plain)))
+
+
+# --- the plan ----------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_tells_every_turn(studio: Studio, two: Scene) -> None:
+    plan = studio.plan(two)
+    assert plan.scene is two
+    assert [one.method and one.method.name for one in plan.turns] == ["regional-prompting", "diptych", "diptych"]
+    said = str(plan)
+    for part in ("turn 1 of 3: the regions", "turn 2 of 3: the mug into 'a mug'", "turn 3 of 3: the hat", "total:"):
+        assert part in said
+    assert said.count("  method ") == said.count("  cost ") == 3
+    assert plan.total.flops == sum(one.cost.flops for one in plan.turns) > plan.cost.flops
+    assert plan.total.forwards == 2 + 4 + 4
+    data = json.loads(json.dumps(plan.as_dict()))
+    assert [one["method"] for one in data["later"]] == ["diptych", "diptych"]
+    assert data["total"]["flops"] == plan.total.flops
+
+
+def test_a_plan_of_one_turn_says_nothing_of_turns(studio: Studio) -> None:
+    plan = studio.plan(scene(Region("a mug", LEFT)))
+    assert plan.turns == (plan,)
+    assert plan.total == plan.cost
+    assert "turn" not in str(plan)
+    assert not {"later", "total"} & plan.as_dict().keys()
+
+
+def test_nothing_is_painted_to_plan(studio: Studio, two: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(studio.backbone, "predict", never)
+    studio.plan(two)
+
+
+@pytest.mark.parametrize(
+    ("subject", "region", "says"),
+    [
+        ({"options": {"atention_weight": 1}}, {}, "In turn 2 of 2, the mug into 'a mug': .*mean 'attention_weight'"),
+        ({"options": {"base_ratio": 0.1}}, {}, "In turn 2 of 2, .*diptych has no option 'base_ratio'"),
+        ({}, {"options": {"attention_weight": 1}}, "In turn 1 of 2, the regions: .*no option 'attention_weight'"),
+        ({"by": "inpainting"}, {}, "In turn 2 of 2, .*inpainting takes edit"),
+        ({}, {"box": (0, 0, 1, 1)}, "In turn 2 of 2, .*the place of 'mug', is the whole picture; make it smaller"),
+        ({}, {"box": (0, 0, 90, 30)}, "In turn 1 of 2, .*outside the picture of 48 x 32"),
+    ],
+)
+def test_what_goes_wrong_in_a_turn_is_told_before(
+    studio: Studio, mug: Subject, subject: dict[str, Any], region: dict[str, Any], says: str
+) -> None:
+    place = Region("a {mug}", LEFT).model_copy(update=region)
+    with pytest.raises(CapriccioError, match=says):
+        studio.plan(scene(mug.model_copy(update=subject), place))
+
+
+def test_what_the_first_turn_cannot_paint(studio: Studio, mug: Subject, picture: Image.Image) -> None:
+    with pytest.raises(CapriccioError, match=r"In turn 1 of 2, the regions: .*paints region \+ style together"):
+        studio.plan(scene(mug, Region("a {mug}", LEFT), Style(picture)))
+
+
+def test_the_overlay_shows_the_first_turn_and_tells_of_the_others(studio: Studio, two: Scene) -> None:
+    plan = studio.plan(two)
+    alone = studio.plan(turns(two)[0].scene(None))
+    drawn, first = overlay(plan), overlay(alone)
+    assert drawn.width == first.width
+    assert drawn.height > first.height  # one more note
+    assert np.array_equal(array(drawn)[: first.height - 120], array(first)[:-120])
+    assert overlay(plan.later[1]).width > 0
+
+
+# --- painting ----------------------------------------------------------------------------------------------------
+
+
+def test_each_turn_paints_its_place_in_the_picture_before(studio: Studio, two: Scene) -> None:
+    painting = studio.paint(two)
+    (regions,), (with_mug,) = painting.earlier
+    (image,) = painting.images
+    assert painting.scene is two
+    assert array(regions).shape == array(image).shape == (32, 48, 3)
+    assert np.array_equal(array(regions), array(studio.paint(turns(two)[0].scene(None)).images[0]))
+    for before, after, columns in ((regions, with_mug, slice(0, 24)), (with_mug, image, slice(24, 48))):
+        changed = (array(before) != array(after)).any(-1)
+        place = np.zeros((32, 48), bool)
+        place[8:, columns] = True
+        assert not changed[~place].any()
+        assert changed[place].mean() > 0.9
+
+
+def test_turns_are_subject_driven_editing_of_the_picture_before(studio: Studio, two: Scene) -> None:
+    painting = studio.paint(two.but(seed=5))
+    mask = np.zeros((32, 48), bool)
+    mask[8:, 24:] = True
+    by_hand = scene(two.conditions[1], Edit(painting.earlier[1][0], mask=mask), prompt="a {hat}", seed=5)
+    assert np.array_equal(array(painting.images[0]), array(studio.paint(by_hand).images[0]))
+
+
+def test_the_later_place_lies_on_top(studio: Studio, mug: Subject, hat: Subject) -> None:
+    places = [Region("a {mug}", (0, 0, 32, 32)), Region("a {hat}", (16, 0, 48, 32))]
+    for order, kept in ((places, slice(0, 16)), (places[::-1], slice(32, 48))):
+        painting = studio.paint(scene(mug, hat, *order))
+        changed = (array(painting.earlier[1][0]) != array(painting.images[0])).any(-1)
+        assert not changed[:, kept].any()
+        assert changed[:, 16:32].mean() > 0.9
+
+
+def test_a_soft_border_stays_inside_the_place(studio: Studio, mug: Subject) -> None:
+    hard, soft = (studio.paint(scene(mug, Region("a {mug}", LEFT, feather=feather))) for feather in (0, 4))
+    before = array(hard.earlier[0][0])
+    one, other = (array(painting.images[0]) for painting in (hard, soft))
+    assert np.array_equal(before, array(soft.earlier[0][0]))
+    assert np.array_equal(other[:8], before[:8])
+    assert np.array_equal(other[:, 24:], before[:, 24:])
+    assert np.array_equal(other[12:, :20], one[12:, :20])
+    # One pixel inside, a fifth of what is painted: 1 / (4 + 1).
+    share = 51 / 255
+    expected = before[20, 23] + share * (one[20, 23] - before[20, 23])
+    assert np.abs(other[20, 23] - expected).max() <= 1
+    assert not np.array_equal(other[20, 23], one[20, 23])
+
+
+def test_softened_by_hand() -> None:
+    mask = Image.new("L", (7, 1))
+    mask.paste(255, (2, 0, 7, 1))
+    assert softened(mask, 0) is mask
+    assert array(softened(mask, 2)).tolist() == [[0, 0, 85, 170, 255, 255, 255]]
+
+
+def test_a_soft_border_needs_a_border(studio: Studio, picture: Image.Image) -> None:
+    with pytest.raises(CapriccioError, match="feather=2 and no mask"):
+        Edit(picture, strength=0.5, feather=2)
+    with pytest.raises(CapriccioError, match="only the place of a subject has a soft border"):
+        studio.plan(scene(Region("a mug", LEFT, feather=2)))
+
+
+def test_an_edit_alone_may_have_a_soft_border(studio: Studio, picture: Image.Image, spot: Image.Image) -> None:
+    settings = SMALL | {"width": 64, "height": 48}
+    images = [
+        array(studio.paint(Scene("a hat", [Edit(picture, spot, feather=n)], **settings | SHORT)).images[0])
+        for n in (0, 3)
+    ]
+    changed = (images[0] != images[1]).any(-1)
+    border = (softened(spot, 3).point(lambda value: 255 * (0 < value < 255)), array(spot) > 127)
+    assert changed.any()
+    assert not changed[array(border[0]) == 0].any()
+
+
+def test_every_picture_follows_its_own(studio: Studio, two: Scene) -> None:
+    together = studio.paint(two.but(seeds=(5, 6)))
+    assert [len(stage) for stage in together.earlier] == [2, 2]
+    assert len(together.images) == len(together.canvases) == 2
+    for index, seed in enumerate((5, 6)):
+        single = studio.paint(two.single(seed))
+        assert np.abs(array(together.images[index]) - array(single.images[0])).max() <= 2
+        assert np.abs(array(together.earlier[0][index]) - array(single.earlier[0][0])).max() <= 1
+    assert not np.array_equal(array(together.images[0]), array(together.images[1]))
+
+
+def test_scenes_with_and_without_turns_are_painted_side_by_side(studio: Studio, two: Scene) -> None:
+    plain = [scene(prompt="a", seed=1), scene(prompt="b", seed=2)]
+    scenes = [plain[0], two, plain[1], two.but(seed=9)]
+    told: list[Progress] = []
+    found = studio.paint_all(scenes, told.append)
+    assert [painting.scene for painting in found] == scenes
+    assert [len(painting.earlier) for painting in found] == [0, 2, 0, 2]
+    for painting, alone in zip((found[0], found[2]), studio.paint_all(plain), strict=True):
+        assert np.array_equal(array(painting.images[0]), array(alone.images[0]))
+    assert np.abs(array(found[3].images[0]) - array(studio.paint(scenes[3]).images[0])).max() <= 2
+    assert [progress.step for progress in told] == list(range(1, told[0].total + 1))
+
+
+def test_one_progress_over_all_turns(studio: Studio, two: Scene) -> None:
+    told: list[Progress] = []
+    painting = studio.paint(two, told.append)
+    assert [progress.step for progress in told] == [1, 2, 3, 4, 5, 6]
+    assert {progress.total for progress in told} == {6}
+    watched = studio.paint(two, lambda progress: progress.preview() is not None)
+    assert np.array_equal(array(painting.images[0]), array(watched.images[0]))
+
+
+@pytest.mark.parametrize("last", [1, 3, 6])
+def test_cancelling_in_any_turn_leaves_everything_clean(studio: Studio, two: Scene, last: int) -> None:
+    before, first = list(studio.backbone.base.attn_processors.values()), studio.paint(two)
+    with pytest.raises(Cancelled):
+        studio.paint(two, lambda progress: progress.step < last)
+    after = list(studio.backbone.base.attn_processors.values())
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    assert np.array_equal(array(first.images[0]), array(studio.paint(two).images[0]))
+
+
+def test_too_little_memory_for_a_later_turn_is_told_first(
+    studio: Studio, two: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [Region(one.prompt, one.box, options={"base_ratio": 0.0}) for one in two.conditions[2:]]
+    two = two.but(conditions=(*two.conditions[:2], *places), width=64, height=64)
+    plan = studio.plan(two)
+    assert plan.cost.working < plan.total.working
+    monkeypatch.setattr("capriccio.studio._free_memory", lambda: plan.cost.working)
+    told: list[Progress] = []
+    with pytest.raises(CapriccioError, match="too little memory"):
+        studio.paint(two, told.append)
+    assert told == []
+
+
+def test_a_picture_is_painted_again_from_its_recipe(studio: Studio, two: Scene, tmp_path: Path) -> None:
+    mask = np.zeros((32, 48), bool)
+    mask[8:, 24:40] = True
+    drawn = two.but(conditions=(*two.conditions[:3], Region("a {hat}", mask=mask, feather=2)), seed=11)
+    painting = studio.paint(drawn)
+    (place,) = painting.save(tmp_path / "two.png")
+    again = Scene.load(place)
+    assert [one.kind for one in again.conditions] == ["subject", "subject", "region", "region"]
+    assert np.array_equal(array(painting.images[0]), array(studio.paint(again).images[0]))
+    assert any("turn 3 of 3" in line for line in pictures.read_recipe(place)["plan"])
+
+
+def test_a_lora_is_at_work_in_every_turn(studio: Studio, mug: Subject, tmp_path: Path) -> None:
+    lora = Lora(tmp_path / tiny.save_lora(tmp_path).name)
+    asked = scene(mug, Region("a {mug}", LEFT), Region("a lamp", RIGHT), lora)
+    plan = studio.plan(asked)
+    assert [one.loras for one in plan.turns] == [(lora,), (lora,)]
+    painting = studio.paint(asked)
+    by_hand = turns(asked)[1].scene(painting.earlier[0][0])
+    without = by_hand.but(conditions=by_hand.conditions[:2])
+    assert np.array_equal(array(painting.images[0]), array(studio.paint(by_hand).images[0]))
+    assert not np.array_equal(array(painting.images[0]), array(studio.paint(without).images[0]))
+
+
+def test_all_turns_are_of_the_size_of_the_picture(mug: Subject) -> None:
+    """Without a size, the first turn's is everyone's, so that no place is resized when it is put back."""
+    plan = Studio(tiny.flux()).plan(
+        Scene("a {mug}", [mug, Region("a {mug}", (0, 0, 0.5, 1))], num_inference_steps=2, **SHORT)
+    )
+    size = plan.settings.width, plan.settings.height
+    assert (plan.later[0].settings.width, plan.later[0].settings.height) == size
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_stable_diffusion_takes_turns_too(mug: Subject, kind: str) -> None:
+    studio = Studio(tiny.stable_diffusion(kind))
+    painting = studio.paint(Scene("a {mug}", [mug, Region("a {mug}", LEFT), Region("a hat", RIGHT)], **SMALL))
+    changed = (array(painting.earlier[0][0]) != array(painting.images[0])).any(-1)
+    assert changed[8:, :24].mean() > 0.9
+    assert not changed[:8].any()
+    assert not changed[:, 24:].any()
