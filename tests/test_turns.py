@@ -380,3 +380,23 @@ def test_stable_diffusion_takes_turns_too(mug: Subject, kind: str) -> None:
     assert changed[8:, :24].mean() > 0.9
     assert not changed[:8].any()
     assert not changed[:, 24:].any()
+
+
+def test_a_lora_of_a_region_goes_into_its_place_alone(subject_picture: Image.Image) -> None:
+    """Its own place has all of the turn; the places of others do without."""
+    scene = Scene(
+        "a {mug} and a hat",
+        [
+            Subject(subject_picture, name="mug"),
+            Region("a {mug}", box=(0, 0, 0.5, 1), name="left"),
+            Region("a hat", box=(0.5, 0, 1, 1), name="right"),
+            Lora("ink.safetensors", weight=0.5, region="left"),
+            Lora("oil.safetensors", weight=0.5, region="right"),
+            Lora("all.safetensors", weight=0.5),
+        ],
+    )
+    first, mug = turns(scene)
+    painted = Image.new("RGB", (32, 32))
+    loras = [(one.name or one.path, one.region) for one in mug.scene(painted).conditions if isinstance(one, Lora)]
+    assert loras == [("ink.safetensors", None), ("all.safetensors", None)]
+    assert len([one for one in first.scene(None).conditions if isinstance(one, Lora)]) == 3

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from capriccio.evaluation import bleeding
 from capriccio.evaluation.metrics import to_pixels
 from capriccio.evaluation.statistics import Interval, mean_interval, paired_gain
 from capriccio.evaluation.targets import GUIDANCE, scenes
@@ -93,11 +94,12 @@ def right_places(graph: SceneGraph, seen: Sequence[tuple[str, str]]) -> float:
 def bled(graph: SceneGraph, seen: Sequence[tuple[str, str]]) -> float:
     """Return the share of places at which a kind or a main colour is read that belongs to another place alone."""
     wanted = [(thing.identity.kind, thing.identity.main) for thing in graph.things]
-    found = []
-    for number, (kind, main) in enumerate(seen):
-        own, others = wanted[number], wanted[:number] + wanted[number + 1 :]
-        kinds, mains = ({other[i] for other in others} - {own[i]} for i in (0, 1))
-        found.append(kind in kinds or main in mains)
+    looks = [dict(zip(("kind", "colour"), names, strict=True)) for names in wanted]
+    read_there = [dict(zip(("kind", "colour"), names, strict=True)) for names in seen]
+    found = [
+        any(bleeding.bled(there, own, other) for other in looks if other is not own)
+        for there, own in zip(read_there, looks, strict=True)
+    ]
     return float(np.mean(found))
 
 
