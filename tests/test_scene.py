@@ -252,7 +252,7 @@ def test_a_file_that_is_no_scene_gets_a_sentence(tmp_path: Path, name: str, text
 def test_a_missing_scene_gets_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CapriccioError, match="No such file"):
         Scene.load(tmp_path / "a.yaml")
-    with pytest.raises(CapriccioError, match=r"saved as \.yaml"):
+    with pytest.raises(CapriccioError, match=r"is a \.yaml"):
         Scene("a").save(tmp_path / "a.txt")
 
 

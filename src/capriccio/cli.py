@@ -484,12 +484,13 @@ def layout(
     as_json: Json = False,
 ) -> None:
     """Ask a planner which part of a picture shows what; the page can be edited and painted later."""
-    from capriccio.perception.pages import check_ending, page_scene
+    from capriccio.data import check_ending
+    from capriccio.perception.pages import page_scene
     from capriccio.perception.planners import planner as planner_of
 
     _check_png("--overlay", overlay)
     if out is not None:
-        check_ending(out)
+        check_ending(out, "a page")
     page = planner_of(planner).plan(sentence)
     if out is not None:
         page.save(out)

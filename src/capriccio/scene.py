@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
@@ -29,11 +28,13 @@ from pydantic import (
     model_validator,
 )
 
+from capriccio.data import check_ending, read_mapping, write_mapping
 from capriccio.errors import CapriccioError, nearest
-from capriccio.pictures import EMBED_LIMIT, RECIPE_LIMIT, Fit, Picture, open_mask, read_recipe, write_whole
+from capriccio.pictures import EMBED_LIMIT, RECIPE_LIMIT, Fit, Picture, open_mask, read_recipe
 
 SCENE_VERSION: Literal[1] = 1
 MAX_SCENE_BYTES = 64 * 2**20
+_FILE = ("a scene", "a 'prompt'", MAX_SCENE_BYTES, "give paths of pictures")
 _REFERENCE = re.compile(r"\{([^{}]+)\}")
 _FILE_KEYS = ("image", "mask", "path")
 
@@ -565,14 +566,9 @@ class Scene(Model):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Save the scene as YAML or JSON, whole or not at all; paths are relative to its folder where they can be."""
-        path = Path(path)
-        dump = _DUMPS.get(path.suffix.lower())
-        if dump is None:
-            raise CapriccioError(
-                f"A scene is saved as .yaml, .yml or .json, but received {path.name!r}; change the ending."
-            )
+        check_ending(path, "a scene")
         folder = Path(os.path.abspath(path)).parent
-        return write_whole(path, dump(self.as_dict(lambda picture: _relative(picture, folder))).encode("utf-8"))
+        return write_mapping(path, self.as_dict(lambda picture: _relative(picture, folder)), "a scene")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], conditions: Iterable[Condition] = ()) -> Scene:
@@ -589,7 +585,7 @@ class Scene(Model):
         """
         path = Path(path)
         is_recipe = path.suffix.lower() == ".png"
-        data = read_recipe(path)["scene"] if is_recipe else _read_mapping(path)
+        data = read_recipe(path)["scene"] if is_recipe else read_mapping(path, *_FILE)
         data = _replaced(data, tuple(conditions))
         return cls.from_dict(_without_files(data, path) if is_recipe else _resolved(data, path), str(path))
 
@@ -709,75 +705,6 @@ def _relative(picture: Picture, folder: Path) -> Any:
     if picture.path is not None and picture.path.is_relative_to(folder):
         return picture.path.relative_to(folder).as_posix()
     return _write_picture(picture)
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    parse = _PARSERS.get(path.suffix.lower())
-    if parse is None:
-        raise CapriccioError(f"A scene is a .yaml, .yml, .json or .png file, but received {path.name!r}.")
-    try:
-        if path.stat().st_size > MAX_SCENE_BYTES:
-            raise CapriccioError(
-                f"The scene {str(path)!r} is larger than {MAX_SCENE_BYTES // 2**20} MiB; give paths of pictures."
-            )
-        data = parse(path.read_text("utf-8"))
-    except OSError as error:
-        raise CapriccioError(f"The scene {str(path)!r} cannot be read ({error.strerror}); check the path.") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        if isinstance(error, CapriccioError):
-            raise
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f" near line {line + 1}" if line is not None else ""
-        raise CapriccioError(
-            f"The scene {str(path)!r} is not valid {path.suffix[1:].upper()}{place}; correct it."
-        ) from None
-    if not isinstance(data, dict):
-        raise CapriccioError(
-            f"The scene {str(path)!r} holds {type(data).__name__}, but a scene is a map with a 'prompt'."
-        )
-    return data
-
-
-def _once_each(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Return a map of pairs; both formats would let the last of two equal keys win in silence."""
-    result = {}
-    for key, value in pairs:
-        if key in result:
-            raise CapriccioError(f"A scene file has the key {key!r} twice in one map; keep one of them.")
-        result[key] = value
-    return result
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which takes each key once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        _once_each((key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        return super().construct_mapping(node, deep)
-
-
-def _from_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
-
-
-def _from_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once_each)
-
-
-_PARSERS: dict[str, Callable[[str], Any]] = {".yaml": _from_yaml, ".yml": _from_yaml, ".json": _from_json}
-
-
-def _to_yaml(data: dict[str, Any]) -> str:
-    # PyYAML reads these line breaks, and the byte order mark, otherwise than it writes them; escaped, they are safe.
-    plain = not set("\x85\u2028\u2029\ufeff") & set(_to_json(data))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=plain, width=120)
-
-
-def _to_json(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
-_DUMPS: dict[str, Callable[[dict[str, Any]], str]] = {".yaml": _to_yaml, ".yml": _to_yaml, ".json": _to_json}
 
 
 def _replaced(data: dict[str, Any], given: Sequence[Condition]) -> dict[str, Any]:

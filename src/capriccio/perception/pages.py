@@ -8,24 +8,24 @@ Diffusion: Recaptioning, Planning, and Generating with Multimodal LLMs"; the gra
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-import yaml
 from pydantic import BeforeValidator, field_validator, model_validator
 
+from capriccio.data import read_mapping, write_mapping
 from capriccio.errors import CapriccioError
-from capriccio.pictures import write_whole
 from capriccio.scene import Model, Region, Scene
 
 MAX_PAGE_BYTES = 2**20
+_KEYS = "'prompt', 'base', 'ratio' and 'regions'"
+_FILE = ("a page", _KEYS, MAX_PAGE_BYTES, "a page is a few sentences")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _EXAMPLE = "write '1,1' for two columns, '1;1' for two rows, '2,1,1;1,3,1' for two rows of two cells"
 
@@ -183,9 +183,7 @@ class Page(Model):
         Raises:
             CapriccioError: If the name has another ending, or the file cannot be written.
         """
-        path = Path(path)
-        _, dump = _format(path)
-        return write_whole(path, dump(self.model_dump(mode="json")).encode("utf-8"))
+        return write_mapping(path, self.model_dump(mode="json"), "a page")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Page:
@@ -194,12 +192,11 @@ class Page(Model):
         Raises:
             CapriccioError: If the file or what is in it cannot be used.
         """
-        path = Path(path)
-        data = _read_mapping(path)
+        data = read_mapping(path, *_FILE)
         try:
             return cls(**{str(name): value for name, value in data.items()})
         except CapriccioError as error:
-            raise CapriccioError(f"In {str(path)!r}: {error}") from None
+            raise CapriccioError(f"In {os.fspath(path)!r}: {error}") from None
 
 
 def page_regions(page: Page, **settings: Any) -> tuple[Region, ...]:
@@ -231,90 +228,3 @@ def page_scene(page: Page, **settings: Any) -> Scene:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' if count != 1 else ''}"
-
-
-# --- reading and writing -----------------------------------------------------------------------------------------
-
-
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    parse, _ = _format(path)
-    try:
-        if path.stat().st_size > MAX_PAGE_BYTES:
-            raise CapriccioError(
-                f"The page {str(path)!r} is larger than {MAX_PAGE_BYTES // 2**20} MiB; a page is a few sentences."
-            )
-        data = parse(path.read_text("utf-8"))
-    except OSError as error:
-        raise CapriccioError(f"The page {str(path)!r} cannot be read ({error.strerror}); check the path.") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        if isinstance(error, CapriccioError):
-            raise
-        raise CapriccioError(
-            f"The page {str(path)!r} is not valid {path.suffix[1:].upper()}; correct it, or plan it anew."
-        ) from None
-    if not isinstance(data, dict):
-        raise CapriccioError(
-            f"The page {str(path)!r} holds {type(data).__name__}, but a page is a map with 'prompt', 'base', 'ratio' "
-            "and 'regions'; correct it, or plan it anew."
-        )
-    return data
-
-
-def _once_each(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Return a map of pairs; both formats would let the last of two equal keys win in silence."""
-    result: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise CapriccioError(f"A page has the key {key!r} twice; keep one of them.")
-        result[key] = value
-    return result
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which takes each key once."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        _once_each((key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        return super().construct_mapping(node, deep)
-
-
-def _from_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
-
-
-def _from_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_once_each)
-
-
-def _to_yaml(data: dict[str, Any]) -> str:
-    # PyYAML reads these line breaks, and the byte order mark, otherwise than it writes them; escaped, they are safe.
-    plain = not set("\x85\u2028\u2029\ufeff") & set(_to_json(data))
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=plain, width=120)
-
-
-def _to_json(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
-_Parse = Callable[[str], Any]
-_Dump = Callable[[dict[str, Any]], str]
-_FORMATS: dict[str, tuple[_Parse, _Dump]] = {
-    ".yaml": (_from_yaml, _to_yaml),
-    ".yml": (_from_yaml, _to_yaml),
-    ".json": (_from_json, _to_json),
-}
-
-
-def check_ending(path: Path) -> None:
-    """Check that a page can be saved under a name.
-
-    Raises:
-        CapriccioError: If it ends in anything but .yaml, .yml or .json.
-    """
-    if path.suffix.lower() not in _FORMATS:
-        raise CapriccioError(f"A page is a .yaml, .yml or .json file, but received {path.name!r}; change the ending.")
-
-
-def _format(path: Path) -> tuple[_Parse, _Dump]:
-    check_ending(path)
-    return _FORMATS[path.suffix.lower()]
