@@ -20,9 +20,10 @@ from capriccio.backbones.base import Stream
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.limits import adapted, tokens_at
 from capriccio.backbones.unet import UNetBackbone
+from capriccio.draft import Method
 from capriccio.errors import CapriccioError
 from capriccio.methods import METHODS
-from capriccio.plan import Method, Plan, make_plan
+from capriccio.plan import Plan, make_plan
 from capriccio.sampling import paint
 from capriccio.scene import Lora, Region, Scene
 

@@ -13,6 +13,7 @@ from PIL import Image
 from capriccio import perception
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.unet import UNetBackbone
+from capriccio.draft import CANVAS, PAINT
 from capriccio.errors import CapriccioError
 from capriccio.methods import METHODS
 from capriccio.overlay import (
@@ -30,7 +31,7 @@ from capriccio.overlay import (
 )
 from capriccio.perception.pages import Page, page_regions, page_scene
 from capriccio.pictures import wrapped
-from capriccio.plan import CANVAS, PAINT, Plan, make_plan
+from capriccio.plan import Plan, make_plan
 from capriccio.scene import Edit, Region, Scene, Style, Subject
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 4}

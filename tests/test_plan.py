@@ -12,9 +12,10 @@ from PIL import Image
 
 from capriccio.attention import Weigh
 from capriccio.backbones.flux import FluxBackbone
+from capriccio.draft import Draft, Method, choose_method, read_options
 from capriccio.errors import CapriccioError
 from capriccio.methods import METHODS
-from capriccio.plan import Draft, Method, Plan, choose_method, make_plan, prepare, read_options
+from capriccio.plan import Plan, make_plan, prepare
 from capriccio.scene import Edit, Lora, Scene, Style, Subject
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 3, "max_sequence_length": 32}

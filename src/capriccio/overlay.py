@@ -22,10 +22,11 @@ from scipy.ndimage import distance_transform_cdt
 
 from capriccio.attention import PictureLayout
 from capriccio.canvas import Box, Canvas, Mask, opaque
+from capriccio.draft import CANVAS, PAINT
 from capriccio.errors import CapriccioError
 from capriccio.perception.pages import Page
 from capriccio.pictures import wrapped
-from capriccio.plan import CANVAS, PAINT, Plan
+from capriccio.plan import Plan
 from capriccio.scene import Style, Subject
 
 SMALLEST = 768

@@ -22,10 +22,11 @@ from capriccio.backbones import schedules
 from capriccio.backbones.base import Backbone, Hint, Inputs, Known, Residuals, Text
 from capriccio.backbones.limits import Limits
 from capriccio.canvas import collage, hold
+from capriccio.draft import KNOWN, START
 from capriccio.errors import Cancelled
 from capriccio.guidance import Chain
 from capriccio.phases import POSITIVE, Pass
-from capriccio.plan import KNOWN, START, Plan, prepare
+from capriccio.plan import Plan, prepare
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The methods: one file a paper, and the table of them, the best first."""
 
+from capriccio.draft import Method
 from capriccio.methods import diptych, inpainting, regional_prompting, rpg
-from capriccio.plan import Method
 
 METHODS: dict[str, Method] = {
     method.name: method for method in (diptych.METHOD, inpainting.METHOD, regional_prompting.METHOD, rpg.METHOD)

@@ -44,9 +44,9 @@ from PIL import Image
 from capriccio import perception, text
 from capriccio.attention import AttentionProgram, Weigh
 from capriccio.canvas import Box, Canvas, lay, on_colour, opaque, paste_back, side_by_side, size_like, softened
+from capriccio.draft import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.errors import CapriccioError
 from capriccio.pictures import Fit, Picture, fit, fitted_box, open_mask, open_picture
-from capriccio.plan import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.scene import Edit, Style, Subject
 
 SUBJECT_TEMPLATE = (

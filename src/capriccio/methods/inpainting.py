@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from capriccio.canvas import Canvas, opaque, paste_back, size_like, softened
+from capriccio.draft import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.errors import CapriccioError
 from capriccio.pictures import fit, fitted_box, open_mask, open_picture
-from capriccio.plan import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.scene import Edit
 
 _MASK = "mask of the edit"

@@ -42,9 +42,9 @@ import numpy as np
 
 from capriccio.attention import AttentionProgram, Layers, Mix, Scope, See, Steps, Twin
 from capriccio.canvas import Canvas, Mask
+from capriccio.draft import Draft, Method
 from capriccio.errors import CapriccioError
 from capriccio.phases import POSITIVE
-from capriccio.plan import Draft, Method
 from capriccio.scene import Region
 
 BASE = "base"

@@ -38,11 +38,11 @@ import numpy as np
 
 from capriccio.attention import AttentionProgram, Layers, Mix, Scope, See, Steps, Twin
 from capriccio.canvas import Box, Canvas
+from capriccio.draft import Collage, Draft, Method
 from capriccio.errors import CapriccioError
 from capriccio.perception.pages import Page
 from capriccio.perception.planners import planner
 from capriccio.phases import POSITIVE
-from capriccio.plan import Collage, Draft, Method
 from capriccio.scene import Layout
 
 BASE = "base"
