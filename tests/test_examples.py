@@ -30,8 +30,9 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def flux() -> FluxBackbone:
-    """A FLUX with random weights whose tokens are those of FLUX.1: 16 x 16 pixels, guidance embedded."""
-    return FluxBackbone(FluxPipeline(**tiny.components() | {"vae": tiny.vae(levels=4)}))
+    """A FLUX with random weights whose tokens are those of FLUX.1: 16 x 16 pixels, guidance embedded; and a union."""
+    pipe = FluxPipeline(**tiny.components() | {"vae": tiny.vae(levels=4)})
+    return FluxBackbone(pipe, controlnets={"union": tiny.control_flux(7)})
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,10 @@ def test_its_pictures_are_there(path: Path) -> None:
             assert picture.open().width > 0
 
 
-def test_there_is_one_of_every_published_layout_without_a_controlnet() -> None:
+def test_there_is_one_of_every_published_layout() -> None:
     published = ["cocktail", "dog-and-cat", "lora-sketch", "lora-vector", "ship", "torch"]
-    assert [path.stem for path in LARGE] == [path.stem for path in MINIATURE] == published
+    assert [path.stem for path in MINIATURE] == published
+    assert [path.stem for path in LARGE] == ["cocktail", "control-depth", "control-pose", *published[1:]]
 
 
 @pytest.mark.parametrize("path", LARGE, ids=name_of)
