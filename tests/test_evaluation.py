@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from capriccio.errors import CapriccioError
-from capriccio.evaluation import bleeding, cases, demo, metrics, reports, statistics, targets, variants
+from capriccio.evaluation import bleeding, cases, demo, metrics, regions, reports, statistics, targets, variants
 from capriccio.evaluation.judge import Judge
 from capriccio.pictures import open_picture
 from capriccio.scene import Scene
@@ -305,3 +306,38 @@ def test_reports_are_json_lines_and_files_with_a_recipe(tmp_path: Path, capsys: 
     assert saved["recipe"]["protocol"] == {"seed": 0}
     assert {"machine", "versions"} < saved["recipe"].keys()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["table.json"]
+
+
+# --- things at their places ---
+
+
+def test_boxes_of_things_do_not_overlap_and_hold_their_centres() -> None:
+    for graph in (graph for subjects in (2, 3, 4) for graph in regions.held_out(12, subjects)):
+        boxes = regions.boxes_of(graph)
+        for thing, (left, top, right, bottom) in zip(graph.things, boxes, strict=True):
+            assert left < thing.x < right
+            assert top < thing.y < bottom
+            assert 0 <= min(left, top) < max(right, bottom) <= 1
+        for one, other in combinations(boxes, 2):
+            wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+            assert min(wide, high) <= 1e-9
+
+
+@pytest.mark.needs_miniature
+def test_things_of_renders_are_read_at_their_places() -> None:
+    graphs = regions.held_out(24, 2)
+    seen = regions.read_places(graphs, draw(graphs).pixels)
+    assert np.mean([regions.right_places(*pair) for pair in zip(graphs, seen, strict=True)]) >= 0.9
+    assert np.mean([regions.bled(*pair) for pair in zip(graphs, seen, strict=True)]) <= 0.05
+    swapped = [places[::-1] for places in seen]
+    assert np.mean([regions.right_places(*pair) for pair in zip(graphs, swapped, strict=True)]) <= 0.1
+    assert np.mean([regions.bled(*pair) for pair in zip(graphs, swapped, strict=True)]) >= 0.9
+
+
+def test_a_scene_graph_becomes_a_region_for_each_thing() -> None:
+    (graph,) = regions.held_out(1, 3)
+    asked, plain = (regions.scene_of(graph, 0, regional, {"base_ratio": 0.1}) for regional in (True, False))
+    assert asked.prompt == plain.prompt
+    assert plain.conditions == ()
+    assert [region.box for region in asked.conditions] == regions.boxes_of(graph)
+    assert all(region.options == {"background": asked.prompt, "base_ratio": 0.1} for region in asked.conditions)
