@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 
 # One thread a process: two test workers of two threads each would only fight on two cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
-COVERED  := src/capriccio/attention/*,src/capriccio/guidance.py,src/capriccio/canvas.py,src/capriccio/plan.py
+COVERED  := src/capriccio/attention/*,src/capriccio/guidance.py,src/capriccio/canvas.py,src/capriccio/draft.py,src/capriccio/phases.py,src/capriccio/plan.py
 
 .PHONY: demo test lint types floors tests slow gpu clean
 
