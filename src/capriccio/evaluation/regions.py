@@ -150,6 +150,6 @@ def compare(
     return scores
 
 
-def held_out(count: int, subjects: int) -> list[SceneGraph]:
-    """Scenes of that many things of the test split."""
-    return scenes(count, subjects, seed=7)
+def held_out(count: int, subjects: int, seed: int = 7) -> list[SceneGraph]:
+    """Scenes of that many things of the test split, the same for the same seed."""
+    return scenes(count, subjects, seed=seed)
