@@ -292,7 +292,8 @@ def test_the_neutral_setting_is_the_canvas_without_the_edit(
     case: Case, one: Callable[[Case], Painted], files: Path
 ) -> None:
     neutral = plan_of(case.backbone, scene_of(case, files, **NEUTRAL[case.way]))
-    nothing = plan_of(case.backbone, scene_of(case, files).but(conditions=()))
+    guidance = {"true_cfg_scale": neutral.settings.true_cfg_scale}  # a paper may have its own
+    nothing = plan_of(case.backbone, scene_of(case, files).but(conditions=(), **guidance))
     if case.way in CANVAS:
         nothing = without_edits(plan_of(case.backbone, scene_of(case, files)))
     (plain,), (vanilla,) = (painted(case.backbone, plan) for plan in (neutral, nothing))

@@ -119,7 +119,9 @@ class Place:
 
 def plan(draft: Draft, conditions: Sequence[Region], options: Options) -> Draft:
     """Add the whole method to a draft: texts, groups, attention."""
-    draft = draft.adopt(num_inference_steps=24, guidance_scale=3.5)
+    draft = draft.adopt(num_inference_steps=24)
+    if draft.backbone.can_start_from_text:  # a model that only fills was taught a guidance of its own
+        draft = draft.adopt(guidance_scale=3.5)
     _check(draft, conditions, options)
     places = _places(draft, conditions, options)
     named = {region.name: place.tokens for region, place in zip(conditions, places, strict=True) if region.name}
