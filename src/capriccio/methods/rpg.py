@@ -79,7 +79,8 @@ def plan(draft: Draft, conditions: Sequence[Layout], options: Options) -> Draft:
     draft = draft.adopt(num_inference_steps=20)
     if draft.backbone.defaults.plain_guidance and draft.scene.guidance_scale is None:
         draft = draft.adopt(true_cfg_scale=7.0)  # the release's, of Stable Diffusion and SDXL
-    boxes = _boxes(page, Canvas(draft.settings.width, draft.settings.height, draft.backbone.token))
+    canvas = Canvas(draft.settings.width, draft.settings.height, draft.backbone.token)
+    boxes = _boxes(page, canvas)
     said = "; ".join(f"{prompt!r} at {box}" for prompt, box in zip(page.regions, boxes, strict=True))
     draft = draft.say(f"RPG, {asked}: {page.ratio} cuts the page into {said}.")
     if options.base_ratio == 1:
@@ -87,7 +88,6 @@ def plan(draft: Draft, conditions: Sequence[Layout], options: Options) -> Draft:
     prompts = {f"region/{number}": prompt for number, prompt in enumerate(page.regions, 1)}
     if options.mode == "latent":
         return replace(draft, passages=prompts, collage=Collage(tuple(boxes), options.base_ratio))
-    canvas = Canvas(draft.settings.width, draft.settings.height, draft.backbone.token)
     masks = {f"image:{name}": canvas.mask(box) for name, box in zip(prompts, boxes, strict=True)}
     groups = {"image": np.ones((canvas.height, canvas.width), bool)} | masks
     program = attention(tuple(prompts), options.base_ratio, joint=_is_joint(draft))
