@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_compile import check, edit, layouts
+from test_processors import HEIGHT, TEXT, WIDTH, build, inputs
 
 from capriccio.attention import (
     AttentionProgram,
@@ -25,8 +27,6 @@ from capriccio.attention import (
 )
 from capriccio.errors import CapriccioError
 from capriccio.evaluation.published import regional_flux, regional_mask
-from tests.attention.test_compile import check, edit, layouts
-from tests.attention.test_processors import HEIGHT, TEXT, WIDTH, build, inputs
 
 TWIN = Twin("twin", "image", own=Layers("single"))
 LENGTHS = [3, 5, 4]
