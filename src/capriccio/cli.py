@@ -577,6 +577,9 @@ def miniature(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of checkpoints and logs.")] = Path("runs"),
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data; the recipe's by default.")] = None,
     start: Annotated[Path | None, typer.Option(help="A finished folder of weights to go on from.")] = None,
+    content: Annotated[
+        str | None, typer.Option(help="Learn from pictures of objects, people or garments alone; all by default.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be trained.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -592,10 +595,11 @@ def miniature(
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
     if everything == (name is not None):
         raise CapriccioError(f"Say what to train: one of {', '.join(family.ORDER)}, or else --all.")
-    if everything and start is not None:
-        raise CapriccioError("--start is for one model; leave it out, or train that model by its name.")
+    for option, given in (("--start", start), ("--content", content)):
+        if everything and given is not None:
+            raise CapriccioError(f"{option} is for one model; leave it out, or train that model by its name.")
     names = family.ORDER if name is None else (name,)
-    orders = [family.Order(each, out, budget.value, minutes, seed, start) for each in names]
+    orders = [family.Order(each, out, budget.value, minutes, seed, start, content) for each in names]
     steps = family.plan(orders)
     if not as_json:
         Console(stderr=not dry_run).print(_steps(steps))

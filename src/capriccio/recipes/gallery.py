@@ -68,11 +68,16 @@ class Pictures:
         return torch.from_numpy(np.stack([self.shards[row // SHARD][row % SHARD] for row in rows])).float() / 127.5 - 1
 
 
-def imagine(wing: Wing, rng: np.random.Generator, split: str = "train") -> Picture:
-    """One picture for a wing."""
+def imagine(wing: Wing, rng: np.random.Generator, split: str = "train", content: str | None = None) -> Picture:
+    """One picture for a wing, of one content of the world or of any."""
     if wing.rows * wing.columns == 1:
-        return sample_picture(rng, split)
-    return sample_sheet(rng, wing.rows, wing.columns, split)
+        return sample_picture(rng, split, content)
+    return sample_sheet(rng, wing.rows, wing.columns, split, content)
+
+
+def gallery_folder(runs: Path, content: str | None) -> Path:
+    """Where the gallery of a folder of runs lies: each content has its own."""
+    return runs / (f"gallery-{content}" if content else "gallery")
 
 
 @torch.no_grad()
@@ -91,10 +96,10 @@ def _shards(wing: Wing, folder: Path) -> list[Path]:
     return [folder / f"{wing.name}-{index:04d}" for index in range(-(-wing.count // SHARD))]
 
 
-def _draw_shard(wing: Wing, seed: int, path: Path) -> Path:
+def _draw_shard(wing: Wing, content: str | None, seed: int, path: Path) -> Path:
     """Draw a shard, all but its latents, into a folder beside its place, and return that."""
     rng = np.random.default_rng([seed, wing.rows, wing.columns, int(path.name.rpartition("-")[2])])
-    graphs = [imagine(wing, rng) for _ in range(SHARD)]
+    graphs = [imagine(wing, rng, content=content) for _ in range(SHARD)]
     columns: dict[str, list[np.ndarray]] = {"parts": [], "inks": [], "pixels": []}
     for start in range(0, SHARD, 32):
         drawing = depict(graphs[start : start + 32])
@@ -119,7 +124,13 @@ def _hang_shard(scratch: Path, vae: AutoencoderKL) -> None:
 
 
 def fill_gallery(
-    folder: Path, vae: AutoencoderKL, budget: str, rank: int = 0, processes: int = 1, seed: int = 0
+    folder: Path,
+    vae: AutoencoderKL,
+    budget: str,
+    rank: int = 0,
+    processes: int = 1,
+    seed: int = 0,
+    content: str | None = None,
 ) -> None:
     """Draw and encode the shards of this process that are not there yet, with the hands that the machine has to spare.
 
@@ -130,12 +141,13 @@ def fill_gallery(
         rank: The process that this is.
         processes: How many fill the gallery together.
         seed: Of everything that is drawn.
+        content: What the pictures show, one of ``world.whole.CONTENTS``; ``None`` is the whole world.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for wing in WINGS[budget]:
         paths = _shards(wing, folder)
         missing = [path for path in paths[rank::processes] if not path.exists()]
-        for scratch in spread(partial(_draw_shard, wing, seed), missing, spare_hands(budget, processes)):
+        for scratch in spread(partial(_draw_shard, wing, content, seed), missing, spare_hands(budget, processes)):
             _hang_shard(scratch, vae)
             print(f"gallery: {scratch.stem} of {len(paths)}", flush=True)
 
@@ -159,6 +171,7 @@ class Visitor:
     budget: str = "cpu"
     rank: int = 0
     processes: int = 1
+    content: str | None = None
 
     @cached_property
     def vae(self) -> AutoencoderKL:
@@ -166,9 +179,9 @@ class Visitor:
 
     @cached_property
     def wings(self) -> dict[str, Pictures]:
-        folder = self.runs / "gallery"
+        folder = gallery_folder(self.runs, self.content)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        fill_gallery(folder, self.vae.to(device), self.budget, self.rank, self.processes)
+        fill_gallery(folder, self.vae.to(device), self.budget, self.rank, self.processes, content=self.content)
         if self.processes > 1:
             torch.distributed.barrier()
         return {wing.name: open_wing(folder, wing) for wing in WINGS[self.budget]}

@@ -39,6 +39,8 @@ from capriccio.recipes.family import (
     judge,
     plan_family,
 )
+from capriccio.recipes.gallery import gallery_folder
+from capriccio.world.whole import SHEETS
 
 FAMILY = {
     "vae": Member("vae.VAETask"),
@@ -79,6 +81,7 @@ class Order:
         minutes: How long to learn, over all runs; ``None`` takes the recipe's.
         seed: Seed of weights and data; ``None`` takes the recipe's.
         start: A finished folder of weights to go on from, where the recipe can.
+        content: What its pictures show, one of ``world.whole.SHEETS``; ``None`` is the whole world.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Order:
     minutes: float | None = None
     seed: int | None = None
     start: Path | None = None
+    content: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in FAMILY:
@@ -96,6 +100,8 @@ class Order:
             )
         if self.budget not in ("cpu", "gpu"):
             raise CapriccioError(f"The budget {self.budget!r} is unknown: {nearest(self.budget, ('cpu', 'gpu'))}")
+        if self.content not in (None, *SHEETS):
+            raise CapriccioError(f"The content {self.content!r} is unknown: {nearest(str(self.content), SHEETS)}")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -153,6 +159,7 @@ def look(order: Order) -> Wanted:
 
     schedule = make_task(order).schedule
     origin = {"budget": order.budget, "seed": schedule.seed, "start": str(order.start or "")}
+    origin["content"] = order.content or "the whole world"
     origin |= {need: weights_hash(need) for need in order.needs}
     minutes, record = minutes_learned(order.run), _read(order.run / "record.json")
     saved = record.get("made", "") == weights_hash(order.name) != ""
@@ -230,7 +237,7 @@ def _clear(order: Order, wanted: Wanted, say: Callable[[str], object]) -> None:
     elif wanted.trace is not None and wanted.trace.origin is None:
         say(f"{order.run} does not say what it began from; it is taken to be what is asked for, and goes on.")
     if "vae" in order.needs:
-        _clear_gallery(order.runs / "gallery", {"vae": wanted.origin["vae"]}, say)
+        _clear_gallery(gallery_folder(order.runs, order.content), {"vae": wanted.origin["vae"]}, say)
 
 
 def _clear_gallery(folder: Path, origin: Origin, say: Callable[[str], object]) -> None:
@@ -279,10 +286,13 @@ def make_task(order: Order) -> Any:
     accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if order.start is not None and "start" not in accepted:
         raise CapriccioError(f"The recipe of {order.name!r} cannot go on from a folder; leave --start out.")
+    if order.content is not None and "content" not in accepted:
+        raise CapriccioError(f"The recipe of {order.name!r} draws its own pictures; leave --content out.")
     given = {
         "budget": order.budget,
         "runs": order.runs,
         "start": order.start,
+        "content": order.content,
         "rank": int(os.environ.get("RANK", 0)),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
@@ -302,7 +312,8 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         "",
         f"- Data: the procedural world of capriccio, training split, seed {task.schedule.seed}; drawn on the fly.",
         f"- Recipe: `capriccio train miniature {order.name} --budget {order.budget} "
-        f"--minutes {task.schedule.minutes:g}`{', going on from earlier weights' if order.start else ''}.",
+        f"--minutes {task.schedule.minutes:g}{f' --content {order.content}' if order.content else ''}`"
+        f"{', going on from earlier weights' if order.start else ''}.",
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
         f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit.strip() or 'unknown'}.",
         "- Licence: Apache-2.0.",

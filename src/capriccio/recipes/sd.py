@@ -28,7 +28,7 @@ from transformers import CLIPTextModel
 
 from capriccio import assets
 from capriccio.evaluation import targets
-from capriccio.objectives import diffused
+from capriccio.objectives import diffused, noise_weight
 from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
 from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, map_loss, save_halved
@@ -113,7 +113,7 @@ def plain_vae(vae: AutoencoderKL) -> AutoencoderKL:
 
 
 class Painter(nn.Module):
-    """U-Net and the part-map head, in one forward."""
+    """U-Net and the part-map head, in one forward; channels last, which CPUs do half as fast again in float32."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -123,6 +123,7 @@ class Painter(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, CELLS * (PARTS + INKS))
         )
         self._features: Tensor | None = None
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         unet.up_blocks[-2].register_forward_hook(self._remember)
 
     def _remember(self, block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -130,6 +131,7 @@ class Painter(nn.Module):
 
     def forward(self, latents: Tensor, times: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Noise (B, 8, H, W) and logits (B, H * W, 4, parts + inks) from noisy latents and text states (B, 77, D)."""
+        latents = latents.contiguous(memory_format=torch.channels_last)
         noise = self.unet(latents, times, encoder_hidden_states=text, return_dict=False)[0]
         return noise, self.head(self._features).unflatten(-1, (CELLS, PARTS + INKS))
 
@@ -155,6 +157,12 @@ class SDTask(GalleryTask):
     def alphas(self) -> Tensor:
         """The share of the picture's variance at each of the 1000 times."""
         return new_scheduler().alphas_cumprod
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """How much each of the 1000 times counts, 1 on average."""
+        weights = noise_weight(self.alphas)
+        return weights / weights.mean()
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
@@ -184,7 +192,8 @@ class SDTask(GalleryTask):
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, noise, times = self.noised(batch, rng)
         painted, logits = model(self.seen(noisy, batch), times, self.text(batch["clip_ids"]))
-        error = F.mse_loss(painted.float(), noise)
+        weights = self.weights.to(times.device)[times]
+        error = (weights * (painted.float() - noise).square().flatten(1).mean(dim=1)).mean()
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         wide = noisy.shape[-1] > noisy.shape[-2]
         return error + 0.3 * shapes, {"panels" if wide else "scenes": error, "map": shapes}
