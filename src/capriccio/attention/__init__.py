@@ -16,10 +16,6 @@ Edits to come have their places:
   rotation, which the processor then leaves to the slot.
 * ``follow`` (the weights of another row) is a `Look` whose queries and keys are taken from the source row: a part
   gains the rows that its own follow, and `Call.run` takes Q and K from those and V from its own.
-* ``bank`` (more keys and values) adds tokens to the keys of a layer: `Sides` already lets keys differ from queries, so
-  a bank is one more named `TokenLayout` among them, joined to the softmax (concatenated before the calls) or a
-  further `Call` with a softmax of its own, added to the output; its features are what a slot of the side network
-  remembers.
 * ``fold`` (rows share one sequence) reshapes rows into tokens at the entry of `Slot.attend` and back at its exit, and
   repeats the layout once for each row in `compile_program`.
 """
@@ -32,6 +28,7 @@ from capriccio.attention.processors import Attachment, attach, layers_of
 from capriccio.attention.program import (
     AttentionEdit,
     AttentionProgram,
+    Bank,
     Bias,
     Features,
     Hide,
@@ -46,12 +43,14 @@ from capriccio.attention.program import (
     Twin,
     Weigh,
 )
+from capriccio.attention.slots import Tokens
 from capriccio.attention.taps import Recorder
 
 __all__ = [
     "Attachment",
     "AttentionEdit",
     "AttentionProgram",
+    "Bank",
     "Bias",
     "CompiledProgram",
     "Features",
@@ -70,6 +69,7 @@ __all__ = [
     "Steps",
     "Tap",
     "TokenLayout",
+    "Tokens",
     "Twin",
     "Weigh",
     "attach",

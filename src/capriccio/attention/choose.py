@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capriccio.attention.forms import Call, Form, Index, Look, Mixing, Reading
-from capriccio.attention.layout import Attended, TokenLayout
+from capriccio.attention.forms import Beside, Call, Form, Index, Look, Mixing, Reading
+from capriccio.attention.layout import Attended, TokenLayout, with_banks
 from capriccio.attention.program import (
     AttentionEdit,
+    Bank,
     Bias,
     Features,
     Hide,
@@ -102,7 +103,7 @@ def group_queries(edits: Sequence[AttentionEdit], layout: Attended) -> list[Grou
     needed = ~asking.views
     for mix in (edit for edit in edits if isinstance(edit, Mix)):
         needed |= asking.tokens(mix.source)
-    edits = [edit for edit in edits if not isinstance(edit, Tap | Features | Mix)]
+    edits = [edit for edit in edits if not isinstance(edit, Tap | Features | Mix) and not _beside(edit)]
     named = np.stack([asking.tokens(edit.queries) for edit in edits], axis=1) if edits else np.ones((asking.length, 1))
     signatures, members = np.unique(named[needed], axis=0, return_inverse=True)
     members = _spread(members.reshape(-1), needed)
@@ -116,6 +117,11 @@ def group_queries(edits: Sequence[AttentionEdit], layout: Attended) -> list[Grou
     return sorted(groups.values(), key=lambda group: group.queries[0])
 
 
+def _beside(edit: AttentionEdit) -> bool:
+    """Whether an edit leaves the layer's own softmax alone, and adds what it finds in another."""
+    return isinstance(edit, Bank) and not edit.joint
+
+
 def _spread(members: np.ndarray, needed: np.ndarray) -> np.ndarray:
     """Return for each query the group that it is a member of, -1 for those that nobody needs."""
     spread = np.full(len(needed), -1)
@@ -126,7 +132,9 @@ def _spread(members: np.ndarray, needed: np.ndarray) -> np.ndarray:
 def _vectors(edits: Sequence[AttentionEdit], keyed: TokenLayout) -> tuple[np.ndarray, ...]:
     keys = [(edit, keyed.tokens(edit.keys)) for edit in edits]
     lists = [mask for edit, mask in keys if isinstance(edit, See)]
-    visible = np.logical_or.reduce(lists) if lists else ~keyed.twins
+    visible = np.logical_or.reduce(lists) if lists else ~keyed.apart
+    for mask in (mask for edit, mask in keys if isinstance(edit, Bank)):
+        visible = visible | mask
     for mask in (mask for edit, mask in keys if isinstance(edit, Hide)):
         visible = visible & ~mask
     bias, scale, weigh = (np.ones(keyed.length) for _ in range(3))
@@ -150,6 +158,7 @@ def choose_form(
     layout: Attended,
     masks: bool = True,
     finest: Mapping[str, TokenLayout] = MappingProxyType({}),
+    banks: Mapping[str, int] = MappingProxyType({}),
 ) -> Form | None:
     """Return the cheapest exact form of the edits, or ``None`` where the stock call is that form.
 
@@ -158,7 +167,10 @@ def choose_form(
         layout: Of the N queries and the M keys.
         masks: Whether the attention kernel takes masks.
         finest: For taps that read several resolutions, the queries of the finest one; else those of ``layout``.
+        banks: Numbers of tokens, by name.
     """
+    joined = {edit.name: banks[edit.name] for edit in edits if isinstance(edit, Bank) and edit.joint}
+    layout = with_banks(layout, joined)
     clusters = _clusters(group_queries(edits, layout), masks)
     asking, size = layout.queries, (layout.queries.given, layout.keys.given)
     calls = tuple(_call(groups, layout, masks) for groups in clusters)
@@ -166,16 +178,26 @@ def choose_form(
     taps = [edit for edit in edits if isinstance(edit, Tap)]
     named = [(edit.name, asking.tokens(edit.queries)) for edit in edits if isinstance(edit, Features)]
     features = tuple((name, _places(np.flatnonzero(tokens), asking)) for name, tokens in named)
-    if len(calls) == 1 and not taps and not features and not mixes and _is_stock(calls[0]):
+    beside = tuple(_beside_call(edit, asking, banks) for edit in edits if isinstance(edit, Bank) and not edit.joint)
+    if len(calls) == 1 and not (taps or features or mixes or joined or beside) and _is_stock(calls[0]):
         return None
     fine = {tap.name: finest.get(tap.name, asking) for tap in taps}
     readings = tuple(_reading(tap, clusters, calls, layout, fine[tap.name]) for tap in taps)
     outs = [_index(_members(groups), asking.length) for groups in clusters]
     calls, outs = _batched(calls, outs, size, asking.length)
     text = _describe(clusters, calls, readings, size) + ", states remembered" * bool(features)
+    text += "".join(f", {name} joined to the keys" for name in joined)
+    text += "".join(f", {one.bank} in a call of its own" for one in beside)
     text += ", the twin mixed in" * bool(mixes)
     keep = None if asking.places is None else _index(asking.home, asking.length)
-    return Form(asking.length, calls, readings, features, text, tuple(outs), mixes, keep)
+    form = Form(asking.length, calls, readings, features, text, tuple(outs), mixes, keep)
+    return replace(form, joined=tuple(joined), brought=sum(joined.values()), beside=beside)
+
+
+def _beside_call(bank: Bank, asking: TokenLayout, banks: Mapping[str, int]) -> Beside:
+    tokens = np.flatnonzero(asking.tokens(bank.queries))
+    place = _index(tokens, asking.length)
+    return Beside(bank.name, _places(tokens, asking), place, bank.scale, len(tokens) * banks[bank.name])
 
 
 def _batched(

@@ -16,7 +16,7 @@ import numpy as np
 from capriccio.attention.choose import Size, choose_form, look_pairs, pairs_of
 from capriccio.attention.forms import Form
 from capriccio.attention.layout import Attended, Layout, Sides, TokenLayout
-from capriccio.attention.program import AttentionEdit, AttentionProgram, Features, LayerInfo, Names, Tap, Twin
+from capriccio.attention.program import AttentionEdit, AttentionProgram, Bank, Features, LayerInfo, Names, Tap, Twin
 from capriccio.errors import CapriccioError, nearest
 
 Active = tuple[int, ...]
@@ -50,6 +50,7 @@ class CompiledProgram:
         places: For each layer, the first layer that sees what it sees.
         forms: For each set of edits that meet at a place, the form to run (``None``: the stock call).
         masks: Whether the attention kernel takes masks.
+        banks: For each layer, the banks that it may look at and their numbers of tokens.
     """
 
     program: AttentionProgram
@@ -61,6 +62,7 @@ class CompiledProgram:
     places: tuple[int, ...]
     forms: dict[tuple[int, Active], Form | None]
     masks: bool = True
+    banks: tuple[Mapping[str, int], ...] = ()
 
     def defining(self, groups: Mapping[str, Any]) -> CompiledProgram:
         """Return the program with the tokens of late groups told.
@@ -119,6 +121,11 @@ class CompiledProgram:
         return tuple(edit.name for edit in self.program if isinstance(edit, Tap))
 
     @property
+    def bank_names(self) -> tuple[str, ...]:
+        """Names of the banks."""
+        return tuple(dict.fromkeys(edit.name for edit in self.program if isinstance(edit, Bank)))
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Names of the states that are remembered."""
         return tuple(edit.name for edit in self.program if isinstance(edit, Features))
@@ -145,9 +152,10 @@ class CompiledProgram:
         size = self.size(layer)
         if form is None:
             return size[0] * size[1]
+        size = size[0], size[1] + form.brought
         taps = [(look, columns.shape[1]) for reading in form.readings for look, _, columns in reading.parts]
         tapped = sum(look_pairs(look, size) * -(-width // head_dim) for look, width in taps)
-        return pairs_of(form.calls, size) + tapped
+        return pairs_of(form.calls, size) + tapped + sum(one.pairs for one in form.beside)
 
     def lines(self) -> list[str]:
         """Say for each edit its layers, step window as indices, rows and compiled form."""
@@ -197,16 +205,24 @@ def compile_program(
     names = {twin.name for twin in program.twins}
     for named in (names for edit in program for names in (edit.queries, edit.keys)):
         layout.check(tuple(name for name in _names(named) if name not in names))
-    places = tuple(next(i for i, other in enumerate(attended) if other is one) for one in attended)
-    reaches = tuple(_reach(edit, layers, attended, num_steps) for edit in program)
+    banks = tuple(_banks(program, layout, layer) for layer in layers)
+    alike = list(zip(map(id, attended), banks, strict=True))
+    places = tuple(alike.index(one) for one in alike)
+    reaches = tuple(_reach(edit, layers, attended, banks, num_steps) for edit in program)
     finest = _finest(program, reaches, attended)
     awake = _awake(program, reaches, layout)
     meetings = {(places[k], active) for k, active in _meetings(awake, len(layers), num_steps)}
     forms = {
-        (place, active): choose_form([program.edits[i] for i in active], attended[place], masks, finest)
+        (place, active): choose_form([program.edits[i] for i in active], attended[place], masks, finest, banks[place])
         for place, active in meetings
     }
-    return CompiledProgram(program, layout, tuple(layers), num_steps, reaches, attended, places, forms, masks)
+    return CompiledProgram(program, layout, tuple(layers), num_steps, reaches, attended, places, forms, masks, banks)
+
+
+def _banks(program: AttentionProgram, layout: Layout, layer: LayerInfo) -> dict[str, int]:
+    """Return the banks that a layer may look at, and how many tokens they have there."""
+    named = [edit.name for edit in program if isinstance(edit, Bank) and layer in edit.scope.layers]
+    return {name: layout.bank(name, layer) for name in named}
 
 
 def _attended(twins: Sequence[Twin], layout: Layout, layers: Sequence[LayerInfo]) -> tuple[Attended, ...]:
@@ -247,7 +263,11 @@ def _names(names: Names) -> tuple[str, ...]:
 
 
 def _reach(
-    edit: AttentionEdit, layers: Sequence[LayerInfo], attended: Sequence[Attended], num_steps: int
+    edit: AttentionEdit,
+    layers: Sequence[LayerInfo],
+    attended: Sequence[Attended],
+    banks: Sequence[Mapping[str, int]],
+    num_steps: int,
 ) -> Reach | None:
     kinds = {layer.kind for layer in layers}
     for kind in edit.scope.layers.kinds or ():
@@ -258,7 +278,9 @@ def _reach(
     chosen = frozenset(
         i
         for i, (layer, sides) in enumerate(zip(layers, attended, strict=True))
-        if layer in edit.scope.layers and sides.queries.holds(edit.queries) and sides.keys.holds(edit.keys)
+        if layer in edit.scope.layers
+        and sides.queries.holds(edit.queries)
+        and (sides.keys.holds(edit.keys) or any(name in banks[i] for name in _names(edit.keys)))
     )
     return Reach(chosen, edit.scope.steps.window(num_steps), edit.scope.rows)
 

@@ -7,8 +7,9 @@ only the literal formula knows an edit by name: a form is a handful of fused cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -16,11 +17,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from capriccio.attention.layout import Attended
-from capriccio.attention.program import AttentionEdit, Bias, Hide, KeyScale, Mix, See, Tap, Weigh
+from capriccio.attention.program import AttentionEdit, Bank, Bias, Hide, KeyScale, Mix, See, Tap, Weigh
 
 Core = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """A fused attention call: query (B, N, H, D), key and value (B, M, H, D), an optional mask that broadcasts to
 (B, H, N, M)."""
+
+Held = Mapping[str, tuple[Tensor, Tensor]]
+"""Key and value (B, T, H, D) of banks, by name."""
 
 Index = slice | Tensor
 """Positions along one axis: a slice where they are contiguous (no copy), a tensor of integers elsewhere."""
@@ -183,6 +187,38 @@ class Mixing:
 
 
 @dataclass(frozen=True, eq=False)
+class Beside:
+    """What some queries find in a bank by itself, added to their output: ``out + scale SDPA(Q, K', V')``.
+
+    Attributes:
+        bank: Its name.
+        queries: Positions of the n queries; ``None`` is every token.
+        place: The queries that the output is of.
+        scale: Factor of what is found.
+        pairs: Number of (query, key) pairs attended.
+    """
+
+    bank: str
+    queries: Index | None
+    place: Index | None
+    scale: float
+    pairs: int
+
+    def add(self, out: Tensor, query: Tensor, held: Held, core: Core) -> Tensor:
+        """Return outputs (B, N, H, D) with what was found; written in place where not all queries look."""
+        key, value = held[self.bank]
+        found = self.scale * core(take(query, self.queries), key, value, None).to(out.dtype)
+        if self.place is None:
+            return out + found
+        put(out, self.place, take(out, self.place) + found)
+        return out
+
+    def to(self, device: torch.device) -> Beside:
+        """Return the same with its tensors on ``device``."""
+        return replace(self, queries=_moved(self.queries, device), place=_moved(self.place, device))
+
+
+@dataclass(frozen=True, eq=False)
 class Form:
     """One layer's edited attention: calls whose queries partition all queries, and the taps to read beside them.
 
@@ -198,6 +234,9 @@ class Form:
         outs: For each call, the queries that its output is of.
         mixes: Of outputs, in order.
         keep: The queries that the layer is to give back; ``None`` is all of them.
+        joined: Banks whose tokens stand behind the layer's own keys, in order.
+        brought: How many tokens those are.
+        beside: Banks that are looked at by themselves.
     """
 
     length: int
@@ -208,14 +247,36 @@ class Form:
     outs: tuple[Index | None, ...] = (None,)
     mixes: tuple[Mixing, ...] = ()
     keep: Index | None = None
+    joined: tuple[str, ...] = ()
+    brought: int = 0
+    beside: tuple[Beside, ...] = ()
 
-    def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
-        """Return the attention output (B, N, H, D)."""
-        if len(self.calls) == 1 and self.outs[0] is None and not self.mixes:
-            return self.calls[0].run(query, key, value, core)
+    @property
+    def banks(self) -> frozenset[str]:
+        """Names of the banks that it looks at."""
+        return frozenset(self.joined).union(one.bank for one in self.beside)
+
+    def run(self, query: Tensor, key: Tensor, value: Tensor, core: Core, held: Held = MappingProxyType({})) -> Tensor:
+        """Return the attention output (B, N, H, D).
+
+        Args:
+            query: (B, N, H, D), of the tokens that the layer is given.
+            key: (B, M, H, D), those of joined banks behind the layer's own.
+            value: (B, M, H, D).
+            core: The fused call.
+            held: Keys and values of the banks that are looked at by themselves.
+        """
+        whole = all(one.place is None for one in self.beside)
+        if len(self.calls) == 1 and self.outs[0] is None and not self.mixes and whole:
+            out = self.calls[0].run(query, key, value, core)
+            for one in self.beside:
+                out = one.add(out, query, held, core)
+            return out
         out = query.new_empty(query.shape[0], self.length, *query.shape[2:])
         for call, place in zip(self.calls, self.outs, strict=True):
             put(out, place, call.run(query, key, value, core))
+        for one in self.beside:
+            out = one.add(out, query, held, core)
         for mixing in self.mixes:
             mixing.run(out)
         return take(out, self.keep)
@@ -228,7 +289,9 @@ class Form:
         outs = tuple(_moved(out, device) for out in self.outs)
         mixes = tuple(mixing.to(device) for mixing in self.mixes)
         keep = _moved(self.keep, device)
-        return replace(self, calls=calls, readings=readings, features=features, outs=outs, mixes=mixes, keep=keep)
+        beside = tuple(one.to(device) for one in self.beside)
+        same = replace(self, calls=calls, readings=readings, features=features, outs=outs)
+        return replace(same, mixes=mixes, keep=keep, beside=beside)
 
 
 def scaled(value: Tensor, weights: Tensor) -> Tensor:
@@ -241,7 +304,12 @@ def _moved(x: Moved, device: torch.device) -> Moved:
 
 
 def literal(
-    query: Tensor, key: Tensor, value: Tensor, edits: Sequence[AttentionEdit], layout: Attended
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edits: Sequence[AttentionEdit],
+    layout: Attended,
+    held: Held = MappingProxyType({}),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the plain formula: logits, softmax, taps, post-softmax weights, product, with every matrix in memory.
 
@@ -252,11 +320,14 @@ def literal(
         key: (B, M, H, D).
         value: (B, M, H, D).
         edits: All of them active.
-        layout: Of the N queries and the M keys.
+        layout: Of the N queries and the M keys, those of joined banks included (`with_banks`).
+        held: Keys and values of the banks, by name.
 
     Returns:
         The output (B, N, H, D) and the readings of the taps by name.
     """
+    joined = dict.fromkeys(edit.name for edit in edits if isinstance(edit, Bank) and edit.joint)
+    key, value = (torch.cat([x, *(held[name][i] for name in joined)], dim=1) for i, x in enumerate((key, value)))
     visible, bias, weigh, scale = (matrix.to(query.device) for matrix in _matrices(edits, layout))
     query, key, value = (
         x if side.places is None else x[:, torch.from_numpy(side.places)]
@@ -265,6 +336,10 @@ def literal(
     weights = literal_weights(query, key, visible, bias, scale)
     taps = {edit.name: _literal_tap(weights, edit, layout) for edit in edits if isinstance(edit, Tap)}
     out = torch.einsum("bhqk,bkhd->bqhd", weights * weigh.to(weights), value)
+    for bank in (edit for edit in edits if isinstance(edit, Bank) and not edit.joint):
+        own, (keys, values) = torch.from_numpy(layout.queries.tokens(bank.queries)), held[bank.name]
+        logits = torch.einsum("bqhd,bkhd->bhqk", query, keys) * query.shape[-1] ** -0.5
+        out = out + bank.scale * own[:, None, None] * torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), values)
     for mix in (edit for edit in edits if isinstance(edit, Mix)):
         into, twins = layout.queries.twin_tokens(mix.into, mix.source)
         out[:, into] = (1 - mix.ratio) * out[:, into] + mix.ratio * out[:, twins]
@@ -302,7 +377,9 @@ def _visible(edits: Sequence[AttentionEdit], layout: Attended) -> Tensor:
     for see in (edit for edit in edits if isinstance(edit, See)):
         seen |= _block(see, layout)
         listed |= torch.from_numpy(layout.queries.tokens(see.queries))[:, None]
-    visible = seen | (~listed & ~torch.from_numpy(layout.keys.twins))
+    visible = seen | (~listed & ~torch.from_numpy(layout.keys.apart))
+    for bank in (edit for edit in edits if isinstance(edit, Bank) and edit.joint):
+        visible |= _block(bank, layout)
     for hide in (edit for edit in edits if isinstance(edit, Hide)):
         visible &= ~_block(hide, layout)
     return visible

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from capriccio.attention.program import LayerInfo, Names, Twin
 from capriccio.canvas import Mask, coverage, rasterise
 from capriccio.errors import CapriccioError, nearest
+
+Size = TypeVar("Size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,9 @@ class TokenLayout:
         origin: For each token, which token it is the twin of, or itself (S,); ``None`` where there are no twins.
         places: For each token, its place among those that the layer is given (S,): a twin without a stream of its own
             is its original. ``None`` where all are given.
+        banks: Name and number of tokens of each bank. They are in no sequence until an edit brings them, see
+            `with_banks`.
+        brought: The last so many tokens are of banks.
     """
 
     length: int
@@ -45,6 +50,8 @@ class TokenLayout:
     late: frozenset[str] = frozenset()
     origin: np.ndarray | None = None
     places: np.ndarray | None = None
+    banks: Mapping[str, int] = field(default_factory=dict)
+    brought: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", {name: _mask(name, m, self.length) for name, m in self.groups.items()})
@@ -63,6 +70,25 @@ class TokenLayout:
     def twins(self) -> Mask:
         """Which tokens (S,) are twins: seen only by who names them."""
         return np.zeros(self.length, bool) if self.origin is None else self.origin != np.arange(self.length)
+
+    @property
+    def apart(self) -> Mask:
+        """Which tokens (S,) are seen only by who names them: twins, and those of banks."""
+        return self.twins | (np.arange(self.length) >= self.length - self.brought)
+
+    def with_banks(self, banks: Mapping[str, int]) -> TokenLayout:
+        """Return the layout with the tokens of banks, by name and number, behind all others."""
+        count = sum(banks.values())
+        groups = {name: np.pad(mask, (0, count)) for name, mask in self.groups.items()}
+        whose = np.repeat(np.arange(len(banks)), list(banks.values()))
+        groups |= {name: np.concatenate([np.zeros(self.length, bool), whose == i]) for i, name in enumerate(banks)}
+        origin, places = (
+            old if old is None else np.concatenate([old, start + np.arange(count)])
+            for old, start in ((self.origin, self.length), (self.places, self.given))
+        )
+        return replace(
+            self, length=self.length + count, groups=groups, origin=origin, places=places, brought=count, grid=None
+        )
 
     @property
     def views(self) -> Mask:
@@ -122,6 +148,14 @@ class TokenLayout:
         """Return what a layer attends with and to: the same in every layer."""
         return self
 
+    def bank(self, name: str, layer: LayerInfo) -> int:
+        """Return how many tokens a bank has in a layer: as many in each.
+
+        Raises:
+            CapriccioError: If there is no such bank.
+        """
+        return _bank(self.banks, name)
+
     def defining(self, groups: Mapping[str, Any]) -> TokenLayout:
         """Return the layout with the tokens of late groups told.
 
@@ -170,7 +204,7 @@ class TokenLayout:
 
     def _group(self, name: str) -> Mask:
         below = self._below(name)
-        others = {*self.elsewhere, *self.late}
+        others = {*self.elsewhere, *self.late, *self.banks}
         if not below and not any(full == name or _is_below(full, name) for full in others):
             known = {*self.groups, *others}
             hint = nearest(name, known) if known else "this layout has no groups"
@@ -211,6 +245,9 @@ class Layout(Protocol):
     def at(self, layer: LayerInfo) -> Attended:
         """Return what a layer attends with and to; the very same object for layers that see the same."""
 
+    def bank(self, name: str, layer: LayerInfo) -> int:
+        """Return how many tokens a bank has in a layer."""
+
     def defining(self, groups: Mapping[str, Any]) -> Layout:
         """Return the layout with the tokens of late groups told."""
 
@@ -232,6 +269,8 @@ class PictureLayout:
         size: Height and width of the picture, in pixels.
         cell: Pixels a side of one image token in the finest layers.
         late: Names of shapes that are told later, see `Attachment.define`; until then their edits rest.
+        banks: For each bank its number of tokens, or the height and width in pixels of the picture that it shows at
+            the resolution of each layer.
     """
 
     text: TokenLayout
@@ -239,11 +278,12 @@ class PictureLayout:
     size: tuple[int, int]
     cell: int
     late: frozenset[str] = frozenset()
+    banks: Mapping[str, int | tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         own = {name: _shape(name, shape, self.size) for name, shape in self.shapes.items()}
         object.__setattr__(self, "shapes", own)
-        object.__setattr__(self, "text", replace(self.text, elsewhere=frozenset(own) | self.late))
+        object.__setattr__(self, "text", replace(self.text, elsewhere=frozenset(own) | self.late | set(self.banks)))
 
     @property
     def groups(self) -> Mapping[str, Mask]:
@@ -261,7 +301,7 @@ class PictureLayout:
             cell = self.cell << level
             rows, columns = (-(-side // cell) for side in self.size)
             groups = shared_out(self.shapes, cell)
-            elsewhere = frozenset(self.text.groups)
+            elsewhere = frozenset(self.text.groups) | set(self.banks)
             self._images[level] = TokenLayout(rows * columns, groups, elsewhere, (rows, columns), level, self.late)
         return self._images[level]
 
@@ -273,6 +313,18 @@ class PictureLayout:
         if layer.level not in self._crossings:
             self._crossings[layer.level] = Sides(image, self.text)
         return self._crossings[layer.level]
+
+    def bank(self, name: str, layer: LayerInfo) -> int:
+        """Return how many tokens a bank has in a layer.
+
+        Raises:
+            CapriccioError: If there is no such bank.
+        """
+        size = _bank(self.banks, name)
+        if isinstance(size, int):
+            return size
+        cell = self.cell << layer.level
+        return -(-size[0] // cell) * -(-size[1] // cell)
 
     def shape_of(self, tokens: Mask) -> Mask:
         """Return the shape (height, width) of some of the finest image tokens (N,), as a tap may have found them."""
@@ -335,6 +387,18 @@ def shared_out(shapes: Mapping[str, Mask], cell: int) -> dict[str, Mask]:
 
 def _several(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
+
+
+def with_banks(layout: Attended, banks: Mapping[str, int]) -> Attended:
+    """Return what a layer attends with and to when banks, by name and number of tokens, stand beside its keys."""
+    return Sides(layout.queries, layout.keys.with_banks(banks)) if banks else layout
+
+
+def _bank(banks: Mapping[str, Size], name: str) -> Size:
+    if name not in banks:
+        hint = nearest(name, banks) if banks else "this layout has none"
+        raise CapriccioError(f"the attention program names the bank {name!r}, which is unknown; {hint}")
+    return banks[name]
 
 
 def _check_late(groups: Mapping[str, Any], late: frozenset[str]) -> None:

@@ -33,10 +33,10 @@ from capriccio.attention.compile import Active, CompiledProgram
 from capriccio.attention.flux import FluxProcessor, grow
 from capriccio.attention.forms import Form, Index
 from capriccio.attention.program import LayerInfo
-from capriccio.attention.slots import Part, Slot
+from capriccio.attention.slots import Part, Slot, Tokens
 from capriccio.attention.taps import Recorder
 from capriccio.attention.unet import UNetProcessor
-from capriccio.errors import CapriccioError
+from capriccio.errors import CapriccioError, nearest
 
 # Backends of diffusers that honour a mask over queries and keys; the others raise, or reduce it to a key mask.
 MASK_BACKENDS = {"native", "_native_cudnn", "_native_efficient", "_native_math", "_native_npu", "flex", "xformers"}
@@ -52,12 +52,14 @@ class Family:
         kind: The kind of layer that an attention module is, or ``None`` if it is of another family after all.
         grow: Gives the image a twin with a stream of its own from a layer on, where the family can have one: that kind
             of layer, and what does so in a model from an index on.
+        banks: Whether its layers can look at banks.
     """
 
     processor: type
     stock: tuple[type, ...]
     kind: Callable[[nn.Module], str | None]
     grow: tuple[str, Callable[[nn.Module, int], list[RemovableHandle]]] | None = None
+    banks: bool = False
 
 
 FAMILIES: dict[type, Family] = {
@@ -71,6 +73,7 @@ FAMILIES: dict[type, Family] = {
         UNetProcessor,
         (AttnProcessor2_0, FusedAttnProcessor2_0, IPAdapterAttnProcessor2_0),
         lambda attn: None if attn.added_kv_proj_dim is not None else "cross" if attn.is_cross_attention else "self",
+        banks=True,
     ),
 }
 """Attention module class -> its family; a family is added as one line and one processor class."""
@@ -136,8 +139,16 @@ class Attachment:
         self._now: tuple[int, tuple[str, ...] | None] | None = None
         self._found: list[tuple[Any, Any, Any]] = []
         self._handles: list[RemovableHandle] = []
+        self._banks: dict[str, Tokens] = {}
         self._slots = {
-            position: Slot(compiled.size(position), self._recorders, self._device, self._move)
+            position: Slot(
+                compiled.size(position),
+                self._recorders,
+                self._device,
+                self._move,
+                compiled.layers[position].name,
+                self._banks,
+            )
             for position in compiled.edited
         }
         if now:
@@ -227,6 +238,18 @@ class Attachment:
         if form is not None and id(form) not in self._forms:
             self._forms[id(form)] = form.to(self._device)
         return form and self._forms[id(form)]
+
+    def give(self, name: str, tokens: Tokens) -> None:
+        """Say what a bank holds from now on.
+
+        Raises:
+            CapriccioError: If the program has no bank of that name.
+        """
+        if name not in self.compiled.bank_names:
+            known = self.compiled.bank_names
+            hint = nearest(name, known) if known else "it has none"
+            raise CapriccioError(f"the attention program looks at no bank {name!r}; {hint}")
+        self._banks[name] = tokens
 
     def define(self, groups: Mapping[str, Any]) -> None:
         """Tell the tokens of groups that the layout announced as late: from now on their edits work.
@@ -359,6 +382,11 @@ def _check_processor(name: str, module: Any, compiled: CompiledProgram) -> None:
         raise CapriccioError(
             "the model already carries an attention program in the same layers; add the two with + and attach the sum, "
             "or detach the first."
+        )
+    if compiled.bank_names and not family.banks:
+        raise CapriccioError(
+            f"the attention program looks at the bank {compiled.bank_names[0]!r}, but {type(module).__name__} layers "
+            "look at none here; on FLUX load an IP-Adapter of diffusers, or put the reference on a panel."
         )
     if type(processor) not in family.stock:
         slicing = (

@@ -3,8 +3,9 @@
 A program is a list of edits over *named token groups*, each with a scope (layers, steps, rows by role).
 It says what should happen and nothing about how; `capriccio.attention.compile` finds the exact fast form.
 
-When edits meet, their order is part of the meaning: see and hide, then key scale and bias, softmax, tap, weigh, and
-mix last. An edit works in the layers that hold tokens of both its queries and its keys.
+When edits meet, their order is part of the meaning: see and hide, then key scale and bias, softmax, tap, weigh, banks
+with a softmax of their own, and mix last. An edit works in the layers that hold tokens of both its queries and its
+keys.
 
 A *twin* is a second view of a token group under a name of its own: it looks through edits of its own, and `Mix` takes
 from what it finds. Only who names a twin in a `See` sees it.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, inf, isfinite
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from capriccio.errors import CapriccioError
 
@@ -392,7 +393,60 @@ class Twin:
         return f"twin {self.name} of {_words(self.of)}{apart}"
 
 
-AttentionEdit = See | Hide | Bias | KeyScale | Weigh | Tap | Features | Mix
+@dataclass(frozen=True)
+class Bank:
+    """More keys and values for the queries, from tokens that are not of the model's own sequences.
+
+    What the tokens are is told while the model runs, see `Attachment.give`. With the softmax ``"joint"`` they stand
+    beside the keys of the layer, as a token group of the bank's name that other edits may name too; nobody else sees
+    them. With ``"own"`` the queries look at them by themselves, and find ``scale`` times that in addition:
+    ``out + scale softmax(Q K'^T / sqrt(d)) V'`` (IP-Adapter, arXiv 2308.06721, Eq. 5).
+
+    Attributes:
+        name: Of the bank, among the token groups.
+        queries: Who looks at it.
+        softmax: ``"joint"`` or ``"own"``.
+        scale: Any finite number; of a joint softmax 1, for there `Weigh` and `Bias` say how much the tokens count.
+    """
+
+    name: str
+    queries: Names
+    softmax: Literal["joint", "own"] = "joint"
+    scale: float = 1.0
+    scope: Scope = Scope()
+
+    def __post_init__(self) -> None:
+        if self.softmax not in ("joint", "own"):
+            raise CapriccioError(f"Bank received the softmax {self.softmax!r}; give 'joint' or 'own'.")
+        if not isfinite(self.scale) or (self.joint and self.scale != 1):
+            raise CapriccioError(
+                f"Bank received the scale {self.scale} with the softmax {self.softmax!r}, but expects a finite number, "
+                "and 1 where the softmax is joint; there, Weigh and Bias say how much the tokens count."
+            )
+
+    @property
+    def joint(self) -> bool:
+        """Whether the tokens share the softmax of the layer."""
+        return self.softmax == "joint"
+
+    @property
+    def keys(self) -> Names:
+        """The tokens, where they are keys of the layer."""
+        return (self.name,) if self.joint else ()
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the edit changes nothing."""
+        return self.scale == 0
+
+    @property
+    def action(self) -> str:
+        """The edit in words, without its scope."""
+        how = "in the same softmax" if self.joint else f"in a softmax of its own x {self.scale:g}"
+        return f"bank {_words(self.queries)} -> {self.name}, {how}"
+
+
+AttentionEdit = See | Hide | Bias | KeyScale | Weigh | Tap | Features | Bank | Mix
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from capriccio.attention.choose import Size
-from capriccio.attention.forms import Core, Form, Index, put, take
+from capriccio.attention.forms import Core, Form, Held, Index, put, take
 from capriccio.attention.taps import Recorder
 from capriccio.errors import CapriccioError
 
@@ -30,6 +31,27 @@ class Part:
     form: Form | None
 
 
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """What a bank holds in the coming forwards.
+
+    Attributes:
+        states: (rows, T, C), the same in every layer or by name of layer; one row is for all rows of the batch.
+        to_k: Makes keys of them, by name of layer; the layer's own projection if ``None``.
+        to_v: Makes values of them, in the same way.
+    """
+
+    states: Tensor | Mapping[str, Tensor]
+    to_k: Mapping[str, nn.Module] | None = None
+    to_v: Mapping[str, nn.Module] | None = None
+
+    def at(self, layer: str) -> tuple[Tensor, nn.Module | None, nn.Module | None]:
+        """Return states, and what makes keys and values of them, in a layer."""
+        states = self.states if isinstance(self.states, Tensor) else self.states[layer]
+        to_k, to_v = (None if made is None else made[layer] for made in (self.to_k, self.to_v))
+        return states, to_k, to_v
+
+
 class Slot:
     """The state of one layer: what its rows run in the coming forward.
 
@@ -42,10 +64,18 @@ class Slot:
         features: States remembered in this layer, by name.
         device: Where the parts are.
         move: Brings the parts to another device.
+        layer: Its name.
+        banks: What banks hold, by name.
     """
 
     def __init__(
-        self, size: Size, recorders: dict[str, Recorder], device: torch.device, move: Callable[[torch.device], None]
+        self,
+        size: Size,
+        recorders: dict[str, Recorder],
+        device: torch.device,
+        move: Callable[[torch.device], None],
+        layer: str = "",
+        banks: Mapping[str, Tokens] = MappingProxyType({}),
     ) -> None:
         self.told = False
         self.parts: tuple[Part, ...] = ()
@@ -55,6 +85,8 @@ class Slot:
         self.features: dict[str, Recorder] = {}
         self.device = device
         self.move = move
+        self.layer = layer
+        self.banks = banks
 
     def expect(self, num_rows: int) -> None:
         """Refuse a forward whose rows nobody has named."""
@@ -81,8 +113,27 @@ class Slot:
                 names = range(len(own)) if part.names is None else part.names
                 self.features.setdefault(name, Recorder()).add(names, own)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
-        """Return the edited attention (B, N, H, D) and record the taps."""
+    def bring(self, project: Callable[[Tensor, nn.Module | None, nn.Module | None], tuple[Tensor, Tensor]]) -> Held:
+        """Return keys and values (rows, T, H, D) of the banks that are looked at in the coming forward.
+
+        Args:
+            project: Makes them of states, and of projections where the bank has its own.
+
+        Raises:
+            CapriccioError: If nobody has told what a bank holds.
+        """
+        named = {name for part in self.parts if part.form is not None for name in part.form.banks}
+        if missing := sorted(named - set(self.banks)):
+            raise CapriccioError(
+                f"the attention program looks at the bank {missing[0]!r}, but nobody has told what it holds; call "
+                "attachment.give(name, tokens) before the forward."
+            )
+        return {name: project(*self.banks[name].at(self.layer)) for name in sorted(named)}
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, core: Core, held: Held = MappingProxyType({})
+    ) -> Tensor:
+        """Return the edited attention (B, N, H, D) and record the taps; ``held`` is what `bring` returned."""
         for found, expected in zip((query.shape[1], key.shape[1]), self.size, strict=True):
             if found != expected:
                 raise CapriccioError(
@@ -92,20 +143,38 @@ class Slot:
         if query.device != self.device:
             self.move(query.device)
         if len(self.parts) == 1 and self.parts[0].rows is None:
-            return self._run(self.parts[0], query, key, value, core)
+            return self._run(self.parts[0], query, key, value, core, held)
         out = torch.empty_like(query)
         for part in self.parts:
             q, k, v = (take(x, part.rows, dim=0) for x in (query, key, value))
-            put(out, part.rows, self._run(part, q, k, v, core), dim=0)
+            put(out, part.rows, self._run(part, q, k, v, core, held), dim=0)
         return out
 
-    def _run(self, part: Part, query: Tensor, key: Tensor, value: Tensor, core: Core) -> Tensor:
+    def _run(self, part: Part, query: Tensor, key: Tensor, value: Tensor, core: Core, held: Held) -> Tensor:
         if part.form is None:
             return core(query, key, value, None)
+        held = {name: self._rows(name, held[name], part, len(query)) for name in part.form.banks}
+        if part.form.joined:
+            key, value = (
+                torch.cat([own, *(held[name][side] for name in part.form.joined)], dim=1)
+                for side, own in enumerate((key, value))
+            )
         for reading in part.form.readings:
             names = range(query.shape[0]) if part.names is None else part.names
             self.recorders[reading.name].add(names, reading.read(query, key, core))
-        return part.form.run(query, key, value, core)
+        return part.form.run(query, key, value, core, held)
+
+    def _rows(self, name: str, pair: tuple[Tensor, Tensor], part: Part, count: int) -> tuple[Tensor, Tensor]:
+        """Return key and value of a bank for the rows of a part."""
+        if len(pair[0]) == 1:
+            return pair[0].expand(count, -1, -1, -1), pair[1].expand(count, -1, -1, -1)
+        key, value = (take(x, part.rows, dim=0) for x in pair)
+        if len(key) != count:
+            raise CapriccioError(
+                f"the bank {name!r} holds {len(pair[0])} rows, but the forward has another number; give one row for "
+                "all, or one for each."
+            )
+        return key, value
 
 
 class StandIn(nn.Module):

@@ -37,7 +37,8 @@ class UNetProcessor(StandIn):
         states = _tokens(attn, hidden_states, temb)
         self.slot.remember(states)
         query, key, value = _project(attn, states, text)
-        out = self.slot.attend(query, key, value, _core).flatten(2, 3).to(query.dtype)
+        held = self.slot.bring(lambda tokens, to_k, to_v: _bank(attn, tokens, to_k, to_v))
+        out = self.slot.attend(query, key, value, _core, held).flatten(2, 3).to(query.dtype)
         if has_ip:
             out = self._with_pictures(out, query, pictures, ip_adapter_masks)
         out = attn.to_out[1](attn.to_out[0](out))
@@ -87,6 +88,16 @@ def _project(attn: Attention, states: Tensor, text: Tensor | None) -> tuple[Tens
     query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in flat)
     query = query if attn.norm_q is None else attn.norm_q(query)
     return query, key if attn.norm_k is None else attn.norm_k(key), value
+
+
+def _bank(attn: Attention, tokens: Tensor, to_k: Any, to_v: Any) -> tuple[Tensor, Tensor]:
+    """Return key and value (rows, T, H, D) of a bank's tokens."""
+    if to_k is None and to_v is None and attn.fused_projections:
+        key, value = (attn.to_kv(tokens) if attn.is_cross_attention else attn.to_qkv(tokens)).chunk(3, dim=-1)[-2:]
+    else:
+        key, value = (to_k or attn.to_k)(tokens), (to_v or attn.to_v)(tokens)
+    key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (key, value))
+    return key if attn.norm_k is None or to_k is not None else attn.norm_k(key), value
 
 
 def _heads(flat: Tensor, query: Tensor) -> Tensor:
