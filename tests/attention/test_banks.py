@@ -153,7 +153,7 @@ def widths(model: Any, kind: str) -> dict[str, int]:
 
 
 def test_a_bank_of_a_model_s_own_states_changes_nothing(model: Any) -> None:
-    """Reference features as keys and values of the same layers: with the picture itself for a reference, nothing new."""
+    """Reference features as keys and values of the same layers: the picture itself tells nothing new."""
     read = compiled_for(model, Features("mine", "image", SELF))
     with attach(model, read) as reader:
         plain = forward(model)
