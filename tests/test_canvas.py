@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from capriccio import canvas
-from capriccio.canvas import Box, Canvas, side_by_side
+from capriccio.canvas import Box, Canvas, side_by_side, window
 from capriccio.errors import CapriccioError
 from capriccio.pictures import fit, fitted_box
 
@@ -139,3 +139,41 @@ def test_held_latents_lie_on_the_path_from_noise_to_picture() -> None:
     keep = torch.tensor([1.0, 0.0])
     assert canvas.hold(latents, known, noise, keep, torch.tensor(0.25)).tolist() == [2.0, 7.0]
     assert canvas.hold(latents, known, noise, keep, torch.tensor(0.0)).tolist() == [1.0, 7.0]
+
+
+# --- windows ---
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_window_holds_its_mask_and_stays_in_the_picture(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(4, 60)), data.draw(st.integers(4, 60))
+    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = True
+    zoom, shape = data.draw(st.floats(1, 4)), data.draw(st.sampled_from([(1, 1), (2, 1), (3, 4)]))
+    least = data.draw(st.integers(0, 80))
+    box = window(mask, zoom, shape, least)
+    x0, y0, x1, y1 = box.corners
+    assert 0 <= x0 <= left < right <= x1 <= width
+    assert 0 <= y0 <= top < bottom <= y1 <= height
+    assert box.width >= min(width, round(zoom * (right - left)), round(max(least, 0)) or width)
+    assert mask[y0:y1, x0:x1].sum() == mask.sum()
+    if not mask.all():
+        assert not mask[y0:y1, x0:x1].all()
+    if box.width < width and box.height < height:
+        # its own ratio, to the rounding of a side and the rim of what is small
+        longer = max(box.width / shape[0], box.height / shape[1])
+        assert min(box.width / shape[0], box.height / shape[1]) >= longer - 3
+
+
+def test_a_window_in_the_middle() -> None:
+    mask = np.zeros((100, 200), bool)
+    mask[40:60, 90:110] = True
+    assert window(mask, 2, (1, 1)) == Box(80, 30, 40, 40)
+    assert window(mask, 1, (1, 1), least=64) == Box(68, 18, 64, 64)
+    assert window(mask, 2, (2, 1)) == Box(60, 30, 80, 40)
+    mask[:] = False
+    mask[0:20, 180:200] = True
+    assert window(mask, 2, (1, 1)) == Box(160, 0, 40, 40)

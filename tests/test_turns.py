@@ -400,3 +400,34 @@ def test_a_lora_of_a_region_goes_into_its_place_alone(subject_picture: Image.Ima
     loras = [(one.name or one.path, one.region) for one in mug.scene(painted).conditions if isinstance(one, Lora)]
     assert loras == [("ink.safetensors", None), ("all.safetensors", None)]
     assert len([one for one in first.scene(None).conditions if isinstance(one, Lora)]) == 3
+
+
+# --- windows ---
+
+
+def test_a_window_is_painted_by_itself_and_all_else_stays(studio: Studio) -> None:
+    """Outside the mask every pixel is the one that was given, whatever the size of the picture."""
+    rng = np.random.default_rng(3)
+    picture = Image.fromarray(rng.integers(0, 255, (90, 140, 3), np.uint8))
+    mask = np.zeros((90, 140), bool)
+    mask[30:50, 60:85] = True
+    spot = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+    asked = {zoom: Scene("a hat", [Edit(picture, spot, zoom=zoom)], **SMALL | SHORT) for zoom in (None, 1.3)}
+    plan = studio.plan(asked[1.3])
+    assert "put the window" in plan.finish[-1].says
+    assert asked[1.3].conditions[0].zoom == 1.3
+    near, far = (np.asarray(studio.paint(scene).images[0]) for scene in (asked[1.3], asked[None]))
+    given = np.asarray(picture)
+    for found in (near, far):
+        assert (found[~mask] == given[~mask]).all()
+        assert (found[mask] != given[mask]).any()
+    assert (near[mask] != far[mask]).any()
+
+
+def test_windows_that_mean_nothing_are_sentences(picture: Image.Image) -> None:
+    with pytest.raises(CapriccioError, match="no mask to zoom in on"):
+        Edit(picture, strength=0.5, zoom=1.3)
+    with pytest.raises(CapriccioError, match="no zoom; give one"):
+        Edit(picture, mask=picture, zoom_least=32)
+    with pytest.raises(CapriccioError, match="zoom"):
+        Edit(picture, mask=picture, zoom=0.5)

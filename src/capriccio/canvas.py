@@ -142,6 +142,37 @@ def check_size(width: int, height: int, token: int) -> None:
     )
 
 
+def window(mask: Mask, zoom: float, shape: tuple[int, int], least: int = 0) -> Box:
+    """Return the box around a mask to be painted by itself, enlarged (the zoom-in of LAR-Gen, arXiv 2403.19534).
+
+    Args:
+        mask: (height, width), true somewhere.
+        zoom: Size of the box in sizes of what is masked, at least 1.
+        shape: Width and height of the canvas; the box grows to their ratio.
+        least: Pixels a side at least.
+
+    Returns:
+        A box inside the picture that holds the mask and a rim of it: moved, where it would reach beyond the picture,
+        and cut where it is larger.
+    """
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    width, height = (max(zoom * (places[-1] + 1 - places[0]), least) for places in (columns, rows))
+    width, height = max(width, height * shape[0] / shape[1]), max(height, width * shape[1] / shape[0])
+    (left, across), (top, down) = (
+        _side(places, length, side)
+        for places, length, side in ((columns, width, mask.shape[1]), (rows, height, mask.shape[0]))
+    )
+    return Box(left, top, across, down)
+
+
+def _side(places: NDArray[np.intp], length: float, side: int) -> tuple[int, int]:
+    """Return where one side of a window starts, and its length."""
+    rim = int(places[-1] + 1 - places[0]) + 2  # a window of nothing but mask would show nothing to go by
+    whole = min(max(round(length), rim), side)
+    start = round((places[0] + places[-1] + 1 - whole) / 2)
+    return min(max(start, 0), side - whole), whole
+
+
 def size_like(width: int, height: int, area: int, token: int) -> tuple[int, int]:
     """Return the size of whole tokens nearest to a picture's shape, of about ``area`` pixels."""
     scale = sqrt(area / (width * height))

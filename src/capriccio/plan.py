@@ -19,7 +19,7 @@ from PIL import Image
 from capriccio import controls, text
 from capriccio.attention import CompiledProgram, Layout
 from capriccio.backbones.base import Backbone, Steering
-from capriccio.canvas import Canvas
+from capriccio.canvas import Canvas, opaque, window
 from capriccio.draft import (
     CANVAS,
     KNOWN,
@@ -38,7 +38,8 @@ from capriccio.draft import (
 from capriccio.errors import CapriccioError, nearest
 from capriccio.guidance import Branch, Chain, classifier_free
 from capriccio.phases import POSITIVE, Phase, Prompt, Reader, named_groups
-from capriccio.scene import Companion, Control, Lora, Scene
+from capriccio.pictures import Picture, open_mask, open_picture
+from capriccio.scene import Companion, Condition, Control, Edit, Lora, Scene
 from capriccio.turns import Turn, turns
 
 T = TypeVar("T")
@@ -288,8 +289,31 @@ def _plan_one(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -
     draft, options = Draft(scene, backbone, _settings(scene, backbone), scene.words), None
     if method is not None:
         options = read_options(method, conditions)
-        draft = method.plan(draft, conditions, options)
+        windows = [_zoomed(condition, draft.settings) for condition in conditions]
+        draft = method.plan(draft, [condition for condition, _ in windows], options)
+        draft = replace(draft, finish=draft.finish + tuple(back for _, back in windows if back is not None))
     return _settle(draft, method, options)
+
+
+def _zoomed(condition: Condition, settings: Settings) -> tuple[Condition, Finish | None]:
+    """Return an edit that zooms as one of its window alone, and how that comes back into the picture."""
+    if not isinstance(condition, Edit) or condition.zoom is None or condition.mask is None:
+        return condition, None
+    picture = opaque(open_picture(condition.image))
+    mask = open_mask(condition.mask, picture.size, "mask of the edit")
+    size = settings.width, settings.height
+    box = window(np.asarray(mask) > 127, condition.zoom, size, condition.zoom_least)
+
+    def back(painted: Image.Image, _: Mapping[str, Any]) -> Image.Image:
+        whole = picture.copy()
+        whole.paste(painted, box.corners)
+        return whole
+
+    parts = {"image": picture.crop(box.corners), "mask": mask.crop(box.corners)}
+    own = condition.model_copy(
+        update={name: Picture.of(part) for name, part in parts.items()} | {"zoom": None, "zoom_least": 0}
+    )
+    return own, Finish(f"put the window, {box}, back into the picture of {picture.width} x {picture.height}", back)
 
 
 def prepare(plan: Plan) -> dict[str, Any]:

@@ -203,6 +203,9 @@ class Edit(Condition):
         strength: How much is changed: 1 paints from noise, less starts from the picture, noised (image to image).
         fit: How a picture of another shape fills the size that is painted.
         feather: Pixels inside the mask, from its border, over which what is painted passes into the picture.
+        zoom: Paint only a window around the mask, so many times the size of what is masked, enlarged to the size that
+            is painted; 1.3 is usual. The whole picture if ``None``.
+        zoom_least: Pixels a side of that window at least.
     """
 
     noun = "an edit"
@@ -212,6 +215,8 @@ class Edit(Condition):
     strength: float = Field(1.0, gt=0, le=1)
     fit: Fit = "pad"
     feather: int = Field(0, ge=0)
+    zoom: Annotated[float, Field(ge=1)] | None = None
+    zoom_least: int = Field(0, ge=0)
 
     def __init__(self, /, image: Any = ..., mask: Any = ..., **settings: Any) -> None:
         super().__init__(image=image, mask=mask, **settings)
@@ -227,6 +232,12 @@ class Edit(Condition):
             raise CapriccioError(
                 f"An edit came with feather={self.feather} and no mask whose border it could soften; leave it out."
             )
+        if self.mask is None and self.zoom is not None:
+            raise CapriccioError(
+                f"An edit came with zoom={self.zoom:g} and no mask to zoom in on; give a mask, or leave it out."
+            )
+        if self.zoom is None and self.zoom_least:
+            raise CapriccioError(f"An edit came with zoom_least={self.zoom_least} and no zoom; give one, such as 1.3.")
         return self
 
 
