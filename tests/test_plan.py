@@ -161,28 +161,32 @@ def test_a_lora_takes_no_method(backbone: FluxBackbone) -> None:
         plan_of(backbone, "a mug", Lora("x.safetensors", by="diptych"))
 
 
-def test_methods_are_chosen(subject_picture: Image.Image, picture: Image.Image, spot: Image.Image) -> None:
+def test_methods_are_chosen(
+    backbone: FluxBackbone, subject_picture: Image.Image, picture: Image.Image, spot: Image.Image
+) -> None:
     subject, style, edit = Subject(subject_picture, name="mug"), Style(picture), Edit(picture, mask=spot)
-    assert choose_method([], METHODS) is None
-    assert choose_method([subject], METHODS).name == "diptych"
-    assert choose_method([style], METHODS).name == "diptych"
-    assert choose_method([edit, subject], METHODS).name == "diptych"
-    assert choose_method([edit], METHODS).name == "inpainting"
+    assert choose_method([], METHODS, backbone) is None
+    assert choose_method([subject], METHODS, backbone).name == "diptych"
+    assert choose_method([style], METHODS, backbone).name == "diptych"
+    assert choose_method([edit, subject], METHODS, backbone).name == "diptych"
+    assert choose_method([edit], METHODS, backbone).name == "inpainting"
 
 
-def test_methods_that_cannot_be(subject_picture: Image.Image, picture: Image.Image, spot: Image.Image) -> None:
+def test_methods_that_cannot_be(
+    backbone: FluxBackbone, subject_picture: Image.Image, picture: Image.Image, spot: Image.Image
+) -> None:
     def subject(name: str, by: str | None = None) -> Subject:
         return Subject(subject_picture, name=name, by=by)
 
     with pytest.raises(CapriccioError, match="did you mean 'diptych'"):
-        choose_method([subject("mug", by="diptich")], METHODS)
+        choose_method([subject("mug", by="diptich")], METHODS, backbone)
     with pytest.raises(CapriccioError, match="subject \\+ subject together"):
-        choose_method([subject("mug"), subject("cat")], METHODS)
+        choose_method([subject("mug"), subject("cat")], METHODS, backbone)
     with pytest.raises(CapriccioError, match="inpainting takes edit"):
-        choose_method([subject("mug", by="inpainting")], METHODS)
+        choose_method([subject("mug", by="inpainting")], METHODS, backbone)
     edit = Edit(picture, mask=spot, by="inpainting")
     with pytest.raises(CapriccioError, match="name one of them"):
-        choose_method([subject("mug", by="diptych"), edit], METHODS)
+        choose_method([subject("mug", by="diptych"), edit], METHODS, backbone)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
+import numpy as np
 from PIL import Image
+from torch import Tensor, nn
 
-from capriccio.attention import AttentionProgram, LayerInfo, Steps
+from capriccio.attention import AttentionProgram, LayerInfo, Steps, Tokens
 from capriccio.backbones.base import Backbone
-from capriccio.canvas import Box, Canvas, Mask
+from capriccio.canvas import Box, Canvas, Mask, opaque, paste_back, size_like, softened
 from capriccio.errors import CapriccioError, nearest
-from capriccio.scene import Condition, Scene
+from capriccio.pictures import fit, fitted_box, open_mask, open_picture
+from capriccio.scene import Condition, Edit, Scene
 
 CANVAS, PAINT, KNOWN, START = "canvas", "paint", "known", "start"
 """Outputs of preparations that the run itself reads: the whole canvas, its mask (paint where true), the known part, and
@@ -40,6 +44,33 @@ class Preparation:
     says: str
     run: Callable[..., Any]
     needs: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Something that tells what a bank holds for one picture."""
+
+    def at(self, time: Tensor, step: int, role: str) -> Tokens:
+        """Return that at a timestep, which is the given step of the run, in the branch of a role: one row.
+
+        The very same object for two roles, or for several pictures, lets their rows share it.
+        """
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Where a bank of the attention program takes its tokens from.
+
+    Attributes:
+        bank: Its name.
+        size: Number of tokens, or the height and width in pixels of the picture that it shows.
+        output: Name of the preparation whose output, a `Source`, tells what it holds.
+        flops: Of telling so once a step.
+    """
+
+    bank: str
+    size: int | tuple[int, int]
+    output: str
+    flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,7 @@ class Draft:
         regions: For each region that has a name, what its groups are called after ``image:`` and ``text:``; a LoRA can
             be limited to it.
         program: Edits of attention.
+        supplies: What the banks of the program hold.
         passages: Texts that the positive branch reads beside the prompt, by name.
         reading: Steps in which it reads them.
         collage: How passages are put together as pictures of their own, instead of being read beside the prompt.
@@ -116,6 +148,7 @@ class Draft:
     groups: Mapping[str, Mask] = field(default_factory=dict)
     regions: Mapping[str, str] = field(default_factory=dict)
     program: AttentionProgram = field(default_factory=AttentionProgram)
+    supplies: tuple[Supply, ...] = ()
     passages: Mapping[str, str] = field(default_factory=dict)
     reading: Steps = field(default_factory=Steps)
     collage: Collage | None = None
@@ -134,7 +167,10 @@ class Draft:
         """Take a paper's settings, unless the backbone's belong to it or the scene has its own."""
         if self.backbone.defaults.own:
             return self
-        mine = {name: value for name, value in numbers.items() if getattr(self.scene, name) is None}
+        said = {name for name in numbers if getattr(self.scene, name) is not None}
+        if self.backbone.defaults.plain_guidance and self.scene.guidance_scale is not None:
+            said.add("true_cfg_scale")  # which such a scene calls guidance_scale
+        mine = {name: value for name, value in numbers.items() if name not in said}
         return replace(self, settings=replace(self.settings, **mine))
 
     def add(self, *preparations: Preparation) -> Draft:
@@ -173,6 +209,44 @@ class Draft:
         return replace(self, engine=engine, control_scale=scale)
 
 
+def paint_into(draft: Draft, edit: Edit) -> Draft:
+    """Lay a picture on a canvas of its own shape, paint its mask, and put the result back into the picture.
+
+    Raises:
+        CapriccioError: If the mask does not fit the picture, or nothing is left of it.
+    """
+    picture = opaque(open_picture(edit.image))
+    mask = Image.new("L", picture.size, 255)
+    if edit.mask is not None:
+        mask = open_mask(edit.mask, picture.size, "mask of the edit")
+    draft = _sized(draft, picture.size)
+    size = draft.settings.width, draft.settings.height
+    fitted, sentence = fit(picture, *size, edit.fit)
+    paint = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
+    if not paint.any():
+        raise CapriccioError("Nothing of the edit's mask is left after cropping; use fit='pad' or a larger mask.")
+    box, seam = fitted_box(picture.size, size, edit.fit), softened(mask, edit.feather)
+    return replace(
+        draft.add(
+            Preparation(CANVAS, "picture", sentence, lambda: fitted),
+            Preparation(PAINT, "mask", f"the mask of the edit, {paint.mean():.0%} of the canvas", lambda: paint),
+        ),
+        canvas=Canvas(*size, draft.backbone.token),
+        strength=edit.strength,
+        groups={"image:edit": paint, "image:known": ~paint},
+        finish=(Finish("put it into the picture given", lambda found, _: paste_back(found, picture, seam, box)),),
+    )
+
+
+def _sized(draft: Draft, picture: tuple[int, int]) -> Draft:
+    """Take the picture's shape where the scene gives no size and the backbone can paint any."""
+    defaults, scene, settings = draft.backbone.defaults, draft.scene, draft.settings
+    if defaults.own or scene.width is not None or scene.height is not None:
+        return draft
+    width, height = size_like(*picture, defaults.width * defaults.height, draft.backbone.token)
+    return replace(draft, settings=replace(settings, width=width, height=height))
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table of methods: a paper, or plain painting.
@@ -187,6 +261,7 @@ class Method:
         options: A dataclass of its own settings, with defaults.
         plan: Adds the method to a draft, given the conditions and the settings.
         neutral: The setting at which it changes nothing.
+        load: Loads what it adds to a model from a folder or file, for a backbone; ``None`` where it adds nothing.
     """
 
     name: str
@@ -198,6 +273,11 @@ class Method:
     plan: Callable[[Draft, Sequence[Any], Any], Draft]
     neutral: str = ""
     several: frozenset[str] = frozenset()
+    load: Callable[[Path, Backbone], nn.Module] | None = None
+
+    def works_on(self, backbone: Backbone) -> bool:
+        """Whether what it adds to a model is loaded there."""
+        return self.load is None or self.name in backbone.modules
 
     def paints(self, kinds: Sequence[str]) -> bool:
         """Whether it paints from conditions of these kinds."""
@@ -210,8 +290,8 @@ class Method:
         return as_data(self.options())
 
 
-def choose_method(conditions: Sequence[Condition], table: Mapping[str, Method]) -> Method | None:
-    """Return the method that paints these conditions: the one they name, else the first that takes them.
+def choose_method(conditions: Sequence[Condition], table: Mapping[str, Method], backbone: Backbone) -> Method | None:
+    """Return the method that paints these conditions: the one they name, else the first that takes them here.
 
     Raises:
         CapriccioError: If a name is unknown, or no method takes them together.
@@ -227,7 +307,7 @@ def choose_method(conditions: Sequence[Condition], table: Mapping[str, Method]) 
         raise CapriccioError(
             f"The conditions ask for {' and '.join(asked)}, but each lays out the whole canvas; name one of them."
         )
-    able = [table[asked[0]]] if asked else list(table.values())
+    able = [table[asked[0]]] if asked else [method for method in table.values() if method.works_on(backbone)]
     for method in able:
         if method.paints(kinds):
             return method

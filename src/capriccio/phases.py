@@ -109,6 +109,7 @@ class Reader:
         passages: Read by the positive branch beside its prompt.
         reading: Steps in which it does.
         program: Edits of attention; those of passages work in these steps and in positive rows alone.
+        banks: Of the program, and the number of tokens of each, or the size of the picture that it shows.
         num_steps: Of the run.
     """
 
@@ -122,6 +123,7 @@ class Reader:
     passages: tuple[Prompt, ...]
     reading: Steps
     program: AttentionProgram
+    banks: Mapping[str, int | tuple[int, int]]
     num_steps: int
 
     def phases(self) -> tuple[Phase, ...]:
@@ -197,7 +199,7 @@ class Reader:
             groups[passage.output] = (place >= start) & (place < start + passage.length)
             groups |= self._parts(passage, start, length)
             start += passage.length
-        return self.backbone.layout(groups, length, self.canvas, self.regions)
+        return self.backbone.layout(groups, length, self.canvas, self.regions, self.banks)
 
     def _parts(self, prompt: Prompt, start: int, length: int) -> dict[str, Mask]:
         after = length - start - prompt.length

@@ -31,6 +31,7 @@ from capriccio.draft import (
     Method,
     Preparation,
     Settings,
+    Supply,
     as_data,
     choose_method,
     read_options,
@@ -109,6 +110,7 @@ class Plan:
     controls: tuple[Steering, ...]
     loras: tuple[Lora, ...]
     regions: Mapping[str, str]
+    supplies: tuple[Supply, ...]
     preparations: tuple[Preparation, ...]
     finish: tuple[Finish, ...]
     rows: int
@@ -154,7 +156,7 @@ class Plan:
         )
         numbers = (self.control_scale, self.strength, self.guidance_scale)
         weights = (self.loras, tuple(self.regions.items()))
-        collage = (self.collage, len(self.voices))
+        collage = (self.collage, len(self.voices), self.supplies)
         own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.controls, *weights, *collage)
         steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
         return (*own, *steps, attention, *(plan.batch_key for plan in self.later))
@@ -285,7 +287,7 @@ def plan_turn(turn: Turn, before: Image.Image, seed: int, backbone: Backbone, me
 def _plan_one(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -> Plan:
     """Turn a scene of one turn into a plan."""
     conditions = [condition for condition in scene.conditions if not isinstance(condition, Companion)]
-    method = choose_method(conditions, methods)
+    method = choose_method(conditions, methods, backbone)
     draft, options = Draft(scene, backbone, _settings(scene, backbone), scene.words), None
     if method is not None:
         options = read_options(method, conditions)
@@ -361,6 +363,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         passages=() if draft.collage else passages,
         reading=draft.reading,
         program=draft.program,
+        banks={supply.bank: supply.size for supply in draft.supplies},
         num_steps=num_steps,
     ).phases()
     rows = min(len(draft.scene.all_seeds()), backbone.defaults.rows)
@@ -389,6 +392,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         controls=steerings,
         loras=_loras(draft.scene),
         regions=_regions(draft),
+        supplies=draft.supplies,
         preparations=draft.preparations,
         finish=draft.finish,
         rows=rows,
@@ -589,6 +593,7 @@ def _cost(draft: Draft, phases: Sequence[Phase], steerings: Sequence[Steering], 
     for steering in steerings:
         runs = voices * len(steering.steps) * len(first.roles)
         flops += runs * backbone.control_flops(steering.net, first.lengths[0], image)
+    flops += sum(len(phase.steps) for phase in phases) * sum(supply.flops for supply in draft.supplies)
     # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
     states = int(np.max(np.multiply(heads, width)))
     longest = max(len(one.roles) * (one.compiled.layout.length + one.twins) for _, one in passes)

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from capriccio.attention import Attachment, CompiledProgram
+from capriccio.attention import Attachment, CompiledProgram, Tokens
 from capriccio.backbones import schedules
 from capriccio.backbones.base import Backbone, Hint, Inputs, Known, Residuals, Text
 from capriccio.backbones.limits import Limits
 from capriccio.canvas import collage, hold
-from capriccio.draft import KNOWN, START
+from capriccio.draft import KNOWN, START, Source
 from capriccio.errors import Cancelled
 from capriccio.guidance import Chain
 from capriccio.phases import POSITIVE, Pass
@@ -82,6 +83,7 @@ class Predictor:
         forwards: In every step, those that predict each role once.
         inputs: What every forward shares.
         limits: Of LoRAs that work in regions alone.
+        sources: For each bank of the attention programs, what tells what it holds for each row of latents.
     """
 
     def __init__(
@@ -91,9 +93,10 @@ class Predictor:
         forwards: Sequence[Forward],
         inputs: Inputs,
         limits: Limits | None = None,
+        sources: Mapping[str, Sequence[Source]] = MappingProxyType({}),
     ) -> None:
         self.backbone, self.guidance, self.forwards = backbone, guidance, tuple(forwards)
-        self.limits = limits or Limits()
+        self.limits, self.sources = limits or Limits(), sources
         self.inputs = {len(one.roles): _for_each(inputs, len(one.roles)) for one in forwards}
 
     def __call__(self, latents: Tensor, time: Tensor, step: int) -> Tensor:
@@ -103,6 +106,7 @@ class Predictor:
         for one in (one for one in self.forwards if step in one.steps):
             self._put_to_work(one.attachment)
             self.limits.tell(one.attachment.compiled)
+            self._fill_banks(one, time, step)
             one.attachment.set(step=step, roles=[role for role in one.roles for _ in range(len(latents))])
             rows = torch.cat([latents] * len(one.roles)) if len(one.roles) > 1 else latents
             inputs = self.inputs[len(one.roles)]
@@ -112,6 +116,11 @@ class Predictor:
             found = self.backbone.predict(rows, time, one.text, one.roles[0], inputs, residuals)
             predictions |= zip(one.roles, found.chunk(len(one.roles)), strict=True)
         return self.guidance.combine(predictions)
+
+    def _fill_banks(self, one: Forward, time: Tensor, step: int) -> None:
+        for name in one.attachment.compiled.bank_names:
+            told = [source.at(time, step, role) for role in one.roles for source in self.sources[name]]
+            one.attachment.give(name, Tokens.stack(told))
 
     def _put_to_work(self, attachment: Attachment) -> None:
         for other in {one.attachment for one in self.forwards} - {attachment}:
@@ -255,7 +264,8 @@ def _run(
     noise = noise.repeat_interleave(voices, 0) if voices > 1 else noise
     clean = torch.cat([output[START] for output in own]) if plan.strength < 1 else None
     scheduler = backbone.schedule(plan.scene.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
-    predictor = Predictor(backbone, plan.guidance, forwards, inputs, limits)
+    sources = {one.bank: [output[one.output] for output in own for _ in plan.voices] for one in plan.supplies}
+    predictor = Predictor(backbone, plan.guidance, forwards, inputs, limits, sources)
     painted = denoise(
         predictor,
         scheduler,

@@ -15,16 +15,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from PIL import Image
 
 import capriccio
-from capriccio import pictures
+from capriccio import assets, pictures
 from capriccio.backbones.base import Backbone
 from capriccio.backbones.loading import ControlNets, Memory, open_backbone, out_of_memory, wrap
-from capriccio.methods import METHODS
+from capriccio.backbones.unet import UNetBackbone
+from capriccio.errors import CapriccioError, nearest
+from capriccio.methods import METHODS, Method
 from capriccio.plan import Plan, make_plan, plan_turn
 from capriccio.sampling import Callback, Painted, Progress, count_steps, paint
 from capriccio.scene import Scene
@@ -107,6 +110,7 @@ class Studio:
         config: str | os.PathLike[str] | None = None,
         textual_inversions: Sequence[str | os.PathLike[str]] = (),
         ip_adapter: str | os.PathLike[str] | None = None,
+        modules: Mapping[str, str | os.PathLike[str]] = MappingProxyType({}),
         tiling: bool = False,
     ) -> Studio:
         """Load a model and open a studio with it.
@@ -123,6 +127,8 @@ class Studio:
             config: For a single file: a pipeline folder or repository with everything that the file lacks.
             textual_inversions: Files of learned words, for Stable Diffusion and SDXL.
             ip_adapter: A file of an IP-Adapter, for Stable Diffusion and SDXL.
+            modules: What methods add to the model, by the name of the method: a folder, or a file. The miniature's own
+                come along.
             tiling: Let the VAE work on tiles, for pictures that would not fit in memory.
 
         Raises:
@@ -130,11 +136,11 @@ class Studio:
         """
         parts: dict[str, Any] = {"textual_inversions": textual_inversions, "ip_adapter": ip_adapter, "tiling": tiling}
         parts["controlnets"] = controlnets
-        return cls(
-            open_backbone(
-                name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config, **parts
-            )
+        backbone = open_backbone(
+            name, device=device, dtype=dtype, memory=memory, inpainting=inpainting, config=config, **parts
         )
+        add_modules(backbone, modules, METHODS)
+        return cls(backbone)
 
     def plan(self, scene: Scene) -> Plan:
         """Say what painting a scene will do and cost, without a forward pass of the denoiser.
@@ -219,6 +225,24 @@ class Studio:
     def weights(self) -> dict[str, str]:
         """Hashes of the weights, by component."""
         return self.backbone.fingerprint()
+
+
+def add_modules(backbone: Any, sources: Mapping[str, str | os.PathLike[str]], methods: Mapping[str, Method]) -> None:
+    """Load what methods add to a model: what is named, and on the miniature what came with the package.
+
+    Raises:
+        CapriccioError: If a method is unknown or adds nothing, or what it adds does not fit the model.
+    """
+    able = {name: method.load for name, method in methods.items() if method.load is not None}
+    for name in sources:
+        if name not in able:
+            raise CapriccioError(
+                f"modules names {name!r}, which is no method that adds to a model; {nearest(name, able)}"
+            )
+    own = {n: assets.path(f"miniature/{n}") for n in able if assets.available(f"miniature/{n}")}
+    fits = backbone.defaults.own and isinstance(backbone, UNetBackbone)
+    for name, source in ({**own, **sources} if fits else dict(sources)).items():
+        backbone.modules[name] = able[name](Path(source), backbone).to(backbone.device)
 
 
 def _shifted(callback: Callback | None, before: int, total: int) -> Callback | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -44,6 +44,18 @@ class Tokens:
     states: Tensor | Mapping[str, Tensor]
     to_k: Mapping[str, nn.Module] | None = None
     to_v: Mapping[str, nn.Module] | None = None
+
+    @staticmethod
+    def stack(several: Sequence[Tokens]) -> Tokens:
+        """Put what banks of one kind hold for several rows below each other; what all share stays one row."""
+        first = several[0]
+        if all(one is first for one in several):
+            return first
+        if isinstance(first.states, Tensor):
+            whole = [one.states for one in several if isinstance(one.states, Tensor)]
+            return replace(first, states=torch.cat(whole))
+        named = [one.states for one in several if isinstance(one.states, Mapping)]
+        return replace(first, states={name: torch.cat([states[name] for states in named]) for name in named[0]})
 
     def at(self, layer: str) -> tuple[Tensor, nn.Module | None, nn.Module | None]:
         """Return states, and what makes keys and values of them, in a layer."""

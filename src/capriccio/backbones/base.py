@@ -242,6 +242,10 @@ class Backbone(Protocol):
         """ControlNets that control pictures steer through, by name."""
 
     @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What methods add to the model, by the name of the method."""
+
+    @property
     def device(self) -> torch.device:
         """Where the denoiser runs."""
 
@@ -290,8 +294,23 @@ class Backbone(Protocol):
     def encode_text(self, prompt: str | None, length: int, clip_skip: int | None = None) -> Text:
         """Encode one prompt, ``None`` where there is none at all; repeated prompts are encoded once."""
 
-    def layout(self, text: Mapping[str, Mask], length: int, canvas: Canvas, regions: Mapping[str, Mask]) -> Layout:
-        """Return where named groups of text tokens (length,) and regions (height, width) are in its layers."""
+    def layout(
+        self,
+        text: Mapping[str, Mask],
+        length: int,
+        canvas: Canvas,
+        regions: Mapping[str, Mask],
+        banks: Mapping[str, int | tuple[int, int]],
+    ) -> Layout:
+        """Return where named groups of text tokens (length,), regions (height, width) and banks are in its layers.
+
+        Args:
+            text: Groups of text tokens, by name.
+            length: Number of text tokens.
+            canvas: What is painted.
+            regions: Groups of image tokens, by name.
+            banks: Number of tokens, or height and width of the picture that is shown, by name.
+        """
 
     def clean(self, picture: Image.Image) -> Tensor:
         """Encode a whole picture as clean latents of one row."""

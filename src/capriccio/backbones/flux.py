@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from math import ceil
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -144,8 +145,24 @@ class FluxBackbone(Wrapped):
 
         return self.keep_text((prompt or "", length), encode)
 
-    def layout(self, text: Mapping[str, Mask], length: int, canvas: Canvas, regions: Mapping[str, Mask]) -> TokenLayout:
-        """Return the joint sequence: text first, then image tokens row by row."""
+    def layout(
+        self,
+        text: Mapping[str, Mask],
+        length: int,
+        canvas: Canvas,
+        regions: Mapping[str, Mask],
+        banks: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
+    ) -> TokenLayout:
+        """Return the joint sequence: text first, then image tokens row by row.
+
+        Raises:
+            CapriccioError: If there are banks, for FLUX looks at none here.
+        """
+        if banks:
+            raise CapriccioError(
+                f"{self.name!r} looks at no bank ({', '.join(banks)}); put the reference on a panel, as diptych does, "
+                "or open a Stable Diffusion or SDXL model."
+            )
         no_text, no_image = np.zeros(length, bool), np.zeros(canvas.num_tokens, bool)
         groups = {name: np.concatenate([mask, no_image]) for name, mask in text.items()}
         groups |= {name: np.concatenate([no_text, canvas.tokens(region)]) for name, region in regions.items()}

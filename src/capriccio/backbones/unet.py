@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -139,12 +140,7 @@ class UNetBackbone(Wrapped):
 
     def control_flops(self, net: str, text: int, image: int) -> int:
         """Count the FLOPs of one forward of one row of a ControlNet, its attention included."""
-        network = self.controlnets[net]
-        count = sum(_flops(network, name, part, text, image) for name, part in network.named_modules())
-        for layer in layers_of(network):
-            tokens, width = max(image >> 2 * layer.level, 1), network.get_submodule(layer.name).inner_dim
-            count += 4 * width * tokens * (text if layer.kind == "cross" else tokens)
-        return count
+        return network_flops(self.controlnets[net], text, image)
 
     def modes(self, net: str) -> int | None:
         """Return ``None``: the ControlNets of this family know one kind of control picture each."""
@@ -210,10 +206,16 @@ class UNetBackbone(Wrapped):
         return norm(found.hidden_states[-(clip_skip + 1)]).to(encoder.dtype)
 
     def layout(
-        self, text: Mapping[str, Mask], length: int, canvas: Canvas, regions: Mapping[str, Mask]
+        self,
+        text: Mapping[str, Mask],
+        length: int,
+        canvas: Canvas,
+        regions: Mapping[str, Mask],
+        banks: Mapping[str, int | tuple[int, int]] = MappingProxyType({}),
     ) -> PictureLayout:
-        """Return the shapes that every layer rasterises, and the words beside them."""
-        return PictureLayout(TokenLayout(length, text), regions, (canvas.height, canvas.width), self.factor)
+        """Return the shapes that every layer rasterises, the words beside them, and banks."""
+        size = canvas.height, canvas.width
+        return PictureLayout(TokenLayout(length, text), regions, size, self.factor, banks=banks)
 
     # --- latents ---
 
@@ -504,6 +506,22 @@ def _at(hint: Hint, sample: Tensor) -> Tensor:
     """Return a residual (B, C, H, W) where a control picture steers, 0 elsewhere."""
     fitting = next((place for place in hint.places if place.shape[-2:] == sample.shape[-2:]), None)
     return sample if fitting is None else sample * fitting.to(sample)
+
+
+def network_flops(network: nn.Module, text: int, image: int) -> int:
+    """Count the FLOPs of one forward of one row of a network of the family, its attention included.
+
+    Args:
+        network: A U-Net, or a ControlNet.
+        text: Tokens that it reads.
+        image: Tokens in its finest layers.
+    """
+    count = sum(_flops(network, name, part, text, image) for name, part in network.named_modules())
+    for layer in layers_of(network):
+        attention: Any = network.get_submodule(layer.name)
+        tokens = max(image >> 2 * layer.level, 1)
+        count += 4 * attention.inner_dim * tokens * (text if layer.kind == "cross" else tokens)
+    return count
 
 
 def _flops(unet: Any, name: str, part: nn.Module, text: int, image: int) -> int:

@@ -34,6 +34,7 @@ class Wrapped:
         controlnet: An inpainting ControlNet beside the base, or ``None``.
         controlnets: ControlNets that control pictures steer through, by name.
         defaults: Numbers to paint with.
+        modules: What methods add to the model, by the name of the method.
         hooks: Of networks beside the pipeline that are offloaded.
     """
 
@@ -54,6 +55,7 @@ class Wrapped:
         self.name = name or str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
         self.base, self.fill, self.controlnet = base, fill, controlnet
         self.controlnets: Mapping[str, Any] = controlnets or {}
+        self.modules: dict[str, nn.Module] = {}
         self.hooks: tuple[Any, ...] = ()
         self._texts: OrderedDict[Any, Text] = OrderedDict()
         self._loras: tuple[Lora, ...] = ()
@@ -98,6 +100,7 @@ class Wrapped:
         own = getattr(self.pipe, self.main)
         extra = {"controlnet": self.controlnet, "fill": self.fill}
         extra |= {f"controlnet/{name}": net for name, net in self.controlnets.items()}
+        extra |= {f"module/{name}": module for name, module in self.modules.items()}
         return found | {name: part for name, part in extra.items() if part is not None and part is not own}
 
     @property

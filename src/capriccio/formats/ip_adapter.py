@@ -1,0 +1,106 @@
+"""The published layout of IP-Adapter-Plus files: a resampler of picture features, and keys and values for each layer.
+
+Two groups of weights, ``image_proj`` and ``ip_adapter`` (a dictionary of two in ``.bin`` files, prefixes in
+safetensors). The layers are counted by twos from 1, for the original counted self-attention too: down, then up, then
+middle, which is the order of diffusers' modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from capriccio.errors import CapriccioError
+
+State = dict[str, Tensor]
+GROUPS = ("image_proj", "ip_adapter")
+_NAMES = (  # of a layer: diffusers, published
+    (r"\.ln0\.", ".0.norm1."),
+    (r"\.ln1\.", ".0.norm2."),
+    (r"\.attn\.to_q\.", ".0.to_q."),
+    (r"\.attn\.to_out\.0\.", ".0.to_out."),
+    (r"\.ff\.0\.", ".1.0."),
+    (r"\.ff\.1\.net\.0\.proj\.", ".1.1."),
+    (r"\.ff\.1\.net\.2\.", ".1.3."),
+)
+
+
+def read(path: Path) -> dict[str, State]:
+    """Read both groups of weights from a file.
+
+    Raises:
+        CapriccioError: If it cannot be read, or is no IP-Adapter.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            flat = load_file(path)
+            found = {g: {k.removeprefix(f"{g}."): v for k, v in flat.items() if k.startswith(f"{g}.")} for g in GROUPS}
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            found = {group: dict(loaded[group]) for group in GROUPS}
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+        raise CapriccioError(
+            f"The IP-Adapter {str(path)!r} could not be read ({type(error).__name__}); give a file with the two groups "
+            "of weights image_proj and ip_adapter, safetensors or .bin."
+        ) from None
+    if not all(found.values()):
+        raise CapriccioError(
+            f"{str(path)!r} holds no IP-Adapter; give a file with the two groups of weights image_proj and ip_adapter."
+        )
+    return found
+
+
+def resampler_of(state: Mapping[str, Tensor]) -> IPAdapterPlusImageProjection:
+    """Return the resampler of an IP-Adapter-Plus, by diffusers' own conversion.
+
+    Raises:
+        CapriccioError: If the adapter is of another kind (without a resampler), or incomplete.
+    """
+    if "latents" not in state or "proj_in.weight" not in state:
+        raise CapriccioError(
+            "The IP-Adapter has no resampler of picture features (it is not of the Plus kind); give an IP-Adapter-Plus."
+        )
+    try:
+        convert: Any = UNet2DConditionModel._convert_ip_adapter_image_proj_to_diffusers
+        return convert(None, dict(state), low_cpu_mem_usage=False)
+    except (RuntimeError, KeyError) as error:
+        raise CapriccioError(
+            f"The resampler of the IP-Adapter is incomplete ({str(error).splitlines()[0]}); give a whole file."
+        ) from None
+
+
+def published(resampler: IPAdapterPlusImageProjection, to_k: Sequence[nn.Linear], to_v: Sequence[nn.Linear]) -> State:
+    """Return the weights of a safetensors file that any reader of IP-Adapter-Plus loads.
+
+    Args:
+        resampler: Of picture features.
+        to_k: Keys of each layer with cross-attention, in the order of diffusers' modules.
+        to_v: Values, in the same way.
+    """
+    state, result = resampler.state_dict(), {}
+    for key, value in state.items():
+        if key.endswith("attn.to_k.weight"):
+            joined = torch.cat([value, state[key.replace("to_k", "to_v")]])
+            result[key.replace(".attn.to_k.", ".0.to_kv.")] = joined
+        elif not key.endswith("attn.to_v.weight"):
+            for ours, theirs in _NAMES:
+                key = re.sub(ours, theirs, key)
+            result[key] = value
+    written = {f"image_proj.{key}": value for key, value in result.items()}
+    for name, layers in (("to_k_ip", to_k), ("to_v_ip", to_v)):
+        written |= {f"ip_adapter.{2 * i + 1}.{name}.weight": layer.weight for i, layer in enumerate(layers)}
+    return {key: value.detach().contiguous() for key, value in written.items()}
+
+
+def write(path: Path, state: State, dtype: torch.dtype = torch.float16) -> None:
+    """Write the weights that `published` returned."""
+    save_file({key: value.to(dtype) for key, value in state.items()}, path)

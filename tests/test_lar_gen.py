@@ -1,0 +1,268 @@
+"""LAR-Gen: Locate, Assign, Refine on tiny models, and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from capriccio import Edit, Scene, Studio, Subject
+from capriccio.attention import layers_of
+from capriccio.backbones.unet import UNetBackbone
+from capriccio.errors import CapriccioError
+from capriccio.formats import ip_adapter
+from capriccio.methods import METHODS, lar_gen
+from capriccio.modules.lar_gen import Eye, LarGen, crossings, decoder, learns_in_refine
+from capriccio.studio import add_modules
+
+SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
+
+
+def eye() -> Eye:
+    torch.manual_seed(2)
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8,
+        projection_dim=32,
+    )  # fmt: skip
+    mean = [0.48, 0.46, 0.41]
+    return Eye(CLIPVisionModelWithProjection(config), CLIPImageProcessor(image_mean=mean, image_std=[0.3, 0.3, 0.3]))
+
+
+def module_for(backbone: UNetBackbone, refine: bool = True) -> LarGen:
+    """A LAR-Gen with random weights that are heard."""
+    torch.manual_seed(3)
+    module = LarGen.new(backbone.fill, eye())
+    if refine:
+        module.add_refine(backbone.base)
+    with torch.no_grad():
+        for layer in (*module.to_k, *module.to_v):
+            layer.weight.normal_(std=0.5)
+    return module.eval().requires_grad_(False)
+
+
+def open_studio(refine: bool = True, loaded: bool = True) -> Studio:
+    pipe, inpainting = tiny.stable_diffusion("sd15"), tiny.stable_diffusion("sd15", inpaint=True, seed=4)
+    studio = Studio(UNetBackbone(pipe, fill=inpainting.unet, name="tiny"))
+    if loaded:
+        studio.backbone.modules["lar-gen"] = module_for(studio.backbone, refine)
+    return studio
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return open_studio()
+
+
+@pytest.fixture
+def mug(subject_picture: Image.Image) -> Subject:
+    cut = subject_picture.convert("RGB")
+    mask = np.zeros((cut.height, cut.width), np.uint8)
+    mask[8:-8, 12:-12] = 255
+    cut.putalpha(Image.fromarray(mask))
+    return Subject(cut, name="mug")
+
+
+def scene(mug: Subject, picture: Image.Image, spot: Image.Image, prompt: str = "a {mug}", **options: Any) -> Scene:
+    own = mug.model_copy(update={"options": options})
+    return Scene(prompt, [own, Edit(picture, mask=spot)], **SMALL)
+
+
+def array(picture: Image.Image) -> Any:
+    return np.asarray(picture).astype(int)
+
+
+# --- the method ---
+
+
+def test_the_plan_says_what_will_be(studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
+    plan = studio.plan(scene(mug, picture, spot))
+    said = str(plan)
+    assert plan.method.name == "lar-gen"
+    assert "16 tokens of the mug" in said
+    assert "bank image -> assign:mug, in a softmax of its own x 0.3" in said
+    assert "bank image -> refine:mug, in the same softmax" in said
+    assert "refine:mug joined to the keys" in said
+    alone = studio.plan(scene(mug, picture, spot, prompt=""))
+    assert "in a softmax of its own x 1 " in str(alone)
+    without = studio.plan(scene(mug, picture, spot, refine=False))
+    assert without.cost.flops < plan.cost.flops
+    assert "RefineNet" not in str(without)
+
+
+def test_neutral_is_plain_inpainting(studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
+    plain = studio.paint(Scene("a mug", [Edit(picture, mask=spot, by="inpainting")], **SMALL)).images[0]
+    neutral = studio.paint(scene(mug, picture, spot, "a mug", beta=0, refine=False)).images[0]
+    assert (array(neutral) == array(plain)).all()
+
+
+@pytest.mark.parametrize("change", [{"beta": 1.0}, {"refine": True}], ids=["assign", "refine"])
+def test_each_part_has_an_effect_inside_the_mask_alone(
+    studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image, change: dict[str, Any]
+) -> None:
+    off = {"beta": 0, "refine": False}
+    one, other = (
+        array(studio.paint(scene(mug, picture, spot, **off | own)).images[0]) for own in ({}, change)
+    )  # fmt: skip
+    mask = array(spot) > 127
+    assert (one[mask] != other[mask]).any()
+    for found in (one, other):
+        assert (found[~mask] == array(picture)[~mask]).all()
+
+
+def test_another_subject_is_another_picture(
+    studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    other = Subject(Image.new("RGB", (40, 30), "red"), name="mug", remove_background=False)
+    one, two = (array(studio.paint(scene(s, picture, spot, beta=1)).images[0]) for s in (mug, other))
+    assert (one != two).any()
+
+
+def test_seeds_together_equal_seeds_apart(
+    studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    asked = scene(mug, picture, spot)
+    together = studio.paint(asked.but(seeds=(5, 6))).images
+    for seed, image in zip((5, 6), together, strict=True):
+        assert np.abs(array(image) - array(studio.paint(asked.but(seed=seed)).images[0])).max() <= 1
+    assert (array(together[0]) != array(together[1])).any()
+
+
+def test_different_subjects_share_a_batch(
+    studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    red = Subject(Image.new("RGB", (40, 30), "red"), name="mug", remove_background=False)
+    scenes = [scene(s, picture, spot) for s in (mug, red)]
+    both = [painting.images[0] for painting in studio.paint_all(scenes)]
+    assert studio.plan(scenes[0]).batch_key == studio.plan(scenes[1]).batch_key
+    for asked, image in zip(scenes, both, strict=True):
+        assert np.abs(array(image) - array(studio.paint(asked).images[0])).max() <= 1
+
+
+def test_refine_is_computed_once_a_step_for_all_pictures(
+    studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    refine = studio.backbone.modules["lar-gen"].refine
+    rows: list[int] = []
+    handle = refine.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    try:
+        studio.paint(scene(mug, picture, spot).but(seeds=(1, 2, 3)))
+    finally:
+        handle.remove()
+    assert rows == [1, 1]
+
+
+def test_models_are_left_as_they_were(studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
+    nets = (studio.backbone.fill, studio.backbone.modules["lar-gen"].refine)
+    before = [list(net.attn_processors.values()) for net in nets]
+    studio.paint(scene(mug, picture, spot))
+    after = [list(net.attn_processors.values()) for net in nets]
+    for found, was in zip(after, before, strict=True):
+        assert [id(one) for one in found] == [id(one) for one in was]
+
+
+def test_it_is_chosen_where_it_is_loaded(mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
+    without = open_studio(loaded=False)
+    assert without.plan(scene(mug, picture, spot)).method.name == "diptych"
+    with pytest.raises(CapriccioError, match="Nothing of LAR-Gen is loaded"):
+        without.plan(Scene("a mug", [mug.model_copy(update={"by": "lar-gen"}), Edit(picture, mask=spot)], **SMALL))
+
+
+def test_what_cannot_be_is_a_sentence(mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
+    studio = open_studio(refine=False)
+    assert "RefineNet" not in str(studio.plan(scene(mug, picture, spot)))
+    with pytest.raises(CapriccioError, match="nobody has published one"):
+        studio.plan(scene(mug, picture, spot, refine=True))
+    with pytest.raises(CapriccioError, match="did you mean 'beta'"):
+        studio.plan(scene(mug, picture, spot, betta=1))
+    with pytest.raises(CapriccioError, match="give a mask"):
+        studio.plan(Scene("a mug", [mug, Edit(picture, strength=0.5)], **SMALL))
+    empty = Image.new("RGBA", (20, 20))
+    with pytest.raises(CapriccioError, match="transparent everywhere"):
+        studio.paint(scene(Subject(empty, name="mug"), picture, spot))
+    with pytest.raises(CapriccioError, match="give one"):
+        studio.plan(scene(Subject([picture, picture], name="mug"), picture, spot))
+    flux = Studio(tiny.flux())
+    with pytest.raises(CapriccioError, match="adds to a U-Net"):
+        flux.plan(Scene("a mug", [mug.model_copy(update={"by": "lar-gen"}), Edit(picture, mask=spot)]))
+
+
+# --- the networks ---
+
+
+def test_the_decoder_is_every_self_attention_of_the_way_up(studio: Studio) -> None:
+    unet = studio.backbone.base
+    chosen = [layer.name for layer in layers_of(unet) if layer in decoder(unet)]
+    assert chosen == [n.removesuffix(".processor") for n in unet.attn_processors if "up_" in n and "attn1" in n]
+
+
+def test_only_cross_attention_learns_in_refine(studio: Studio) -> None:
+    names = [name for name, _ in studio.backbone.base.named_parameters() if learns_in_refine(name)]
+    assert names
+    assert all(".attn2." in name for name in names)
+
+
+# --- files ---
+
+
+def test_files_come_back_the_same(tmp_path: Path, studio: Studio) -> None:
+    backbone, module = studio.backbone, studio.backbone.modules["lar-gen"]
+    module.save(tmp_path)
+    again = LarGen.load(tmp_path, backbone.fill, backbone.base, eye())
+    for (name, old), (_, new) in zip(module.state_dict().items(), again.state_dict().items(), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_the_file_of_assign_is_an_ip_adapter_plus(tmp_path: Path) -> None:
+    """Plain diffusers loads it, and paints with it what our bank paints."""
+    studio = open_studio(refine=False)
+    studio.backbone.modules["lar-gen"].save(tmp_path)
+    pipe = StableDiffusionPipeline(
+        **{n: p for n, p in studio.backbone.pipe.components.items() if n not in ("feature_extractor", "image_encoder")},
+        feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
+    loaded = pipe.unet.encoder_hid_proj.image_projection_layers[0]
+    ours = studio.backbone.modules["lar-gen"].resampler
+    states = torch.randn(2, 5, 32)
+    torch.testing.assert_close(loaded(states).reshape(2, 16, -1), ours(states), rtol=1e-2, atol=1e-2)
+
+
+def test_a_bin_file_is_read_as_well(tmp_path: Path, studio: Studio) -> None:
+    studio.backbone.modules["lar-gen"].save(tmp_path)
+    flat = load_file(tmp_path / "ip_adapter.safetensors")
+    groups = {g: {k.removeprefix(f"{g}."): v for k, v in flat.items() if k.startswith(g)} for g in ip_adapter.GROUPS}
+    torch.save(groups, tmp_path / "ip-adapter-plus.bin")
+    read = ip_adapter.read(tmp_path / "ip-adapter-plus.bin")
+    assert read.keys() == groups.keys()
+    assert all(torch.equal(read[g][k], v) for g, group in groups.items() for k, v in group.items())
+    assert {int(key.split(".")[0]) for key in read["ip_adapter"]} == {
+        2 * i + 1 for i in range(len(crossings(studio.backbone.fill)))
+    }
+
+
+def test_files_that_do_not_fit_are_sentences(tmp_path: Path, studio: Studio) -> None:
+    backbone = studio.backbone
+    (tmp_path / "ip_adapter.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CapriccioError, match="could not be read"):
+        LarGen.load(tmp_path, backbone.fill, backbone.base, eye())
+    torch.save({"image_proj": {"proj.weight": torch.ones(2)}, "ip_adapter": {"1.x": torch.ones(1)}}, tmp_path / "a.bin")
+    with pytest.raises(CapriccioError, match="no resampler"):
+        LarGen.load(tmp_path / "a.bin", backbone.fill, backbone.base, eye())
+    backbone.modules["lar-gen"].save(tmp_path)
+    other = tiny.stable_diffusion("sdxl").unet
+    with pytest.raises(CapriccioError, match="does not fit this model"):
+        LarGen.load(tmp_path, other, other, eye())
+    with pytest.raises(CapriccioError, match="which is not open"):
+        LarGen.load(tmp_path, backbone.fill, None, eye())
+    with pytest.raises(CapriccioError, match="no image_encoder"):
+        lar_gen.load(tmp_path, backbone)
+    with pytest.raises(CapriccioError, match="did you mean 'lar-gen'"):
+        add_modules(backbone, {"lar_gen": tmp_path}, METHODS)
