@@ -28,15 +28,17 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from capriccio import assets
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.loading import open_backbone
 from capriccio.errors import CapriccioError
 from capriccio.evaluation import sheets
 from capriccio.formats.alimama import load_inpainting_controlnet
-from capriccio.recipes import control, flux, gallery, inpainting, miniature, painting, sd, style_lora, vae
+from capriccio.modules.lar_gen import Eye, LarGen
+from capriccio.recipes import control, flux, gallery, inpainting, lar_gen, miniature, painting, sd, style_lora, vae
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
 from capriccio.recipes.reader import IGNORED, indices
-from capriccio.scene import Control, Edit, Lora, Scene
+from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.casting import sample_people
@@ -338,6 +340,67 @@ def test_sd_inpainting_starts_as_its_base_and_saves(tmp_path: Path, sd_base: Pat
     painting = studio.paint(scene)
     assert painting.plan.engine == "fill"
     assert np.array_equal(np.asarray(painting.images[0])[:, 16:], np.asarray(picture)[:, 16:])
+
+
+@pytest.fixture
+def inpaint_base(tmp_path: Path, sd_base: Path) -> Path:
+    """A small untrained inpainting folder of Stable Diffusion."""
+    task = prepared(sd.SDInpaintTask(tmp_path, start=sd_base))
+    task.save(task.models(), tmp_path / "inpaint")
+    return tmp_path / "inpaint"
+
+
+@pytest.mark.usefixtures("small")
+def test_lar_gen_learns_in_two_stages_and_paints(
+    tmp_path: Path, sd_base: Path, inpaint_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in (lar_gen.AssignTask, lar_gen.RefineTask):
+        monkeypatch.setattr(stage, "base", inpaint_base)
+    monkeypatch.setattr(lar_gen.RefineTask, "assign", tmp_path / "assign")
+    monkeypatch.setattr(lar_gen.RefineTask, "text_model", sd_base)
+
+    first = prepared(lar_gen.AssignTask(tmp_path, content="objects"))
+    model, _ = one_step(first)
+    learning = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert learning == {name for name, value in model.named_parameters() if value.requires_grad}
+    assert {name.split(".")[1] for name in learning} == {"resampler", "to_k", "to_v"}
+    assert all(name.startswith("module.") for name in learning)
+    first.save(model, tmp_path / "assign")
+
+    second = prepared(lar_gen.RefineTask(tmp_path, content="objects"))
+    model, _ = one_step(second)
+    learning = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert learning == {name for name, value in model.named_parameters() if value.requires_grad}
+    assert all(name.startswith("module.detail.") or ".attn2." in name for name in learning)
+    assert all(name.startswith("module.") for name in learning)
+    second.save(model, tmp_path / "refine")
+    assert (tmp_path / "refine/refine.safetensors").is_file()
+
+    studio = Studio.open(sd_base, inpainting=inpaint_base, device="cpu")
+    eye = Path(assets.path("miniature/clip"))
+    studio.backbone.modules["lar-gen"] = LarGen.load(
+        tmp_path / "refine", studio.backbone.fill, studio.backbone.base, Eye.load(eye)
+    )
+    picture, mask = Image.new("RGB", (32, 32), "red"), Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    subject = Subject(picture, name="mug", remove_background=False)
+    scene = Scene("a {mug}", [subject, Edit(picture, mask=mask)], width=32, height=32, num_inference_steps=1)
+    painting = studio.paint(scene)
+    assert painting.plan.method.name == "lar-gen"
+    assert np.array_equal(np.asarray(painting.images[0])[:, 16:], np.asarray(picture)[:, 16:])
+
+
+def test_a_subject_alone_fills_a_square_and_the_box_around_it_holds_it() -> None:
+    pixels, mask = torch.zeros(3, 40, 60), torch.zeros(40, 60, dtype=torch.bool)
+    mask[10:20, 30:50] = True
+    found = lar_gen.alone(pixels, mask)
+    assert found.shape == (3, 128, 128)
+    assert (found[:, 64, 64] == 0).all()
+    assert (found[:, 5, 64] == 1).all()
+    for seed in range(20):
+        box = lar_gen.around(mask, np.random.default_rng(seed))[0].bool()
+        assert (box & mask).sum() == mask.sum() < box.sum() <= 40 * 60
+    assert lar_gen.around(torch.ones(8, 8, dtype=torch.bool), np.random.default_rng(0)).all()
 
 
 def test_the_miniature_sd_has_heads_of_32_and_few_weights() -> None:

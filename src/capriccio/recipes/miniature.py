@@ -57,6 +57,8 @@ FAMILY = {
     "controlnet-keypoints": Member("control.KeypointsTask", needs=("vae", "clip"), base="flux"),
     "sd": Member("sd.SDTask", needs=("vae", "clip")),
     "sd-inpaint": Member("sd.SDInpaintTask", needs=("vae", "clip"), base="sd"),
+    "lar-gen-assign": Member("lar_gen.AssignTask", needs=("vae", "clip"), base="sd-inpaint"),
+    "lar-gen": Member("lar_gen.RefineTask", needs=("vae", "clip", "sd", "sd-inpaint"), base="lar-gen-assign"),
 }
 ORDER = in_order(FAMILY)
 """The names of the family, each behind all that it needs."""
