@@ -7,11 +7,11 @@ what belongs together, which the paper prints times 100.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -28,7 +28,7 @@ CONSISTENCIES = {
     "semantic": ("clip_t", "wish"),
     "smoothness": ("seam",),
 }
-"""Which measures stand for each of the paper's consistencies; the first is read everywhere, others in the world alone."""
+"""Which measures stand for each of the paper's consistencies; the first is read everywhere, others in the world."""
 
 MEASURES = {
     "clip_i": "CLIP-I: inpainted region and subject on white",
@@ -197,11 +197,11 @@ class Examiner:
         return self._pastes[key]
 
     @cached_property
-    def _vae(self):  # type: ignore[no-untyped-def]  # diffusers is not looked into
+    def _vae(self) -> AutoencoderKL:
         return load_vae()
 
     @cached_property
     def _identities(self) -> dict[str, Tensor]:
-        guests: Sequence = self.protocol.guests
+        guests = self.protocol.guests
         found = read(to_pixels([guest.original for guest in guests])).identity
         return {guest.id: vector for guest, vector in zip(guests, found, strict=True)}

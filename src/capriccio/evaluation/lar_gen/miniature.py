@@ -6,19 +6,23 @@ size can stand there, and the world knows what was behind.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from capriccio.errors import CapriccioError
 from capriccio.evaluation.cases import held_out_scene, to_pictures
-from capriccio.evaluation.lar_gen.samples import Guest, Place, Protocol, Wish, box_mask, cut_out
+from capriccio.evaluation.lar_gen.samples import Guest, Place, Protocol, Sample, Wish, box_mask, box_of, cut_out
 from capriccio.world.draw import draw
-from capriccio.world.graph import ACCESSORIES, COLOURS, KINDS, SceneGraph, to_dict
+from capriccio.world.graph import ACCESSORIES, COLOURS, KINDS, SceneGraph, foot_of, from_dict, standing, to_dict
 from capriccio.world.words import article
 
 LIVING = ("cat", "bird", "fish", "tree", "mushroom")
 RIM = 4
 """Pixels that the hole reaches beyond the thing in it."""
+_ROOM = 0.85  # of the hole, for what is worn stands out
 
 _RULE = (
     f"held-out combinations of kind, colours and pattern; shaded scenes of one thing, and the hole is its box with "
@@ -58,7 +62,9 @@ def _guests(portraits: list[SceneGraph]) -> list[Guest]:
     for scene, picture, there in zip(portraits, to_pictures(drawing.pixels), drawing.subjects[:, 0], strict=True):
         who = scene.things[0].identity
         looks = {"kind": who.kind, "main": who.main, "pattern": who.pattern}
-        found.append(Guest(who.kind, who.kind, cut_out(picture, _mask(there)), picture, {"graph": to_dict(scene)}, looks))
+        found.append(
+            Guest(who.kind, who.kind, cut_out(picture, _mask(there)), picture, {"graph": to_dict(scene)}, looks)
+        )
     return found
 
 
@@ -70,8 +76,36 @@ def _wishes(rng: np.random.Generator, count: int) -> list[Wish]:
         worn = ACCESSORIES[number % len(ACCESSORIES)]
         phrase = f"{colours[worn][number // len(ACCESSORIES) % len(COLOURS)]} {worn}"
         told = phrase if worn == "sunglasses" else f"{article(phrase)} {phrase}"
-        wishes.append(Wish(f"p{number}", f"a {{}} wearing {told}", {"accessory": worn}))
+        looks = {"accessory": worn, "colour": phrase.removesuffix(f" {worn}")}
+        wishes.append(Wish(f"p{number}", f"a {{}} wearing {told}", looks))
     return wishes
+
+
+def drawn(sample: Sample, seed: int = 0) -> Image.Image:
+    """Let the world itself put the subject into the hole, as the sentence asks: what a perfect painter could paint.
+
+    Raises:
+        CapriccioError: If the sample is not of the world.
+    """
+    if not (sample.guest.looks and sample.place.backdrop):
+        raise CapriccioError("Only the world can draw its own things; leave out 'drawn' for photographs.")
+    place, guest = (from_dict(origin["graph"]) for origin in (sample.place.origin, sample.guest.origin))
+    assert isinstance(place, SceneGraph)
+    assert isinstance(guest, SceneGraph)
+    left, top, right, bottom = box_of(sample.place.mask)
+    side, alone = sample.place.source.width, sample.guest.picture.getchannel("A").getbbox()
+    assert alone is not None
+    scale = min((right - left) / (alone[2] - alone[0]), (bottom - top) / (alone[3] - alone[1]))
+    thing = replace(
+        guest.things[0],
+        x=(left + right) / 2 / side,
+        size=_ROOM * scale * guest.things[0].size,
+        accessory=sample.wish.looks["accessory"],
+        accessory_colour=sample.wish.looks["colour"],
+    )
+    scene = replace(place, things=(standing(thing, foot_of(place.things[0])),))
+    (picture,) = to_pictures(draw([scene], size=side).pixels)
+    return Image.composite(picture, sample.place.source, sample.place.mask)
 
 
 def _mask(there: Tensor) -> Image.Image:

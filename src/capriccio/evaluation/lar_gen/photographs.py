@@ -154,7 +154,7 @@ def _existing(path: Path, option: str) -> Path:
 
 @dataclass(frozen=True)
 class Words:
-    """What ``prompts_and_classes.txt`` says: its folder, the class of each subject, sentences of objects and of live."""
+    """What ``prompts_and_classes.txt`` says, and where: classes of subjects, sentences of objects and of live ones."""
 
     folder: Path
     classes: Mapping[str, str]
@@ -165,7 +165,9 @@ class Words:
 def _words(folder: Path) -> Words:
     place = next((each for each in (folder, folder / "dataset") if (each / _WORDS).is_file()), None)
     if place is None:
-        raise CapriccioError(f"{str(folder / _WORDS)!r} is not there; give --dreambooth the folder google/dreambooth has.")
+        raise CapriccioError(
+            f"{str(folder / _WORDS)!r} is not there; give --dreambooth the folder google/dreambooth has."
+        )
     classes, _, prompts = (place / _WORDS).read_text("utf-8").partition("Prompts")
     objects, _, live = prompts.partition("Live Subject Prompts")
     named = {name: word for name, word in _CLASS.findall(classes) if name != "subject_name"}
@@ -198,8 +200,8 @@ def dreambooth_guests(
         names = sorted(name for name, word in words.classes.items() if (word in LIVING) == alive)
         if len(names) < count // 2:
             raise CapriccioError(
-                f"{str(words.folder / _WORDS)!r} names {len(names)} {kind}, but {count // 2} are needed; give the whole "
-                "list as google/dreambooth publishes it."
+                f"{str(words.folder / _WORDS)!r} names {len(names)} {kind}, but {count // 2} are needed; give the "
+                "whole list as google/dreambooth publishes it."
             )
         chosen += [str(name) for name in rng.permutation(names)[: count // 2]]
     return [guest(words, name, segmenter) for name in chosen]

@@ -138,7 +138,9 @@ class Protocol:
         """
         count = len(self) if count is None else count
         if not 1 <= count <= len(self):
-            raise CapriccioError(f"{count} samples were asked for, but there are {len(self)}; ask for 1 to {len(self)}.")
+            raise CapriccioError(
+                f"{count} samples were asked for, but there are {len(self)}; ask for 1 to {len(self)}."
+            )
         sizes = (len(self.places), len(self.guests), len(self.wishes))
         return [
             Sample(int(np.ravel_multi_index((p, g, w), sizes)), self.places[p], self.guests[g], self.wishes[w])
