@@ -14,12 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from capriccio import assets
 from capriccio.errors import CapriccioError
@@ -72,7 +67,7 @@ class Clip:
         return F.normalize(self.images(pixel_values=pixels).image_embeds.float(), dim=-1)
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Return unit vectors (B, D) of square pictures, resized and normalised as the image tower was trained."""
+        """Return unit vectors (B, D) of pictures, each resized to the tower's square, normalised as it learned."""
         side = self.images.config.image_size
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
         return self.embed_images(((to_pixels(pictures, side, side) + 1) / 2 - mean) / deviation)
@@ -100,6 +95,8 @@ def open_clip(name: str) -> Clip:
     Raises:
         CapriccioError: If there is none, or it is no CLIP.
     """
+    from transformers import CLIPImageProcessor  # which warns when it is imported
+
     try:
         look = CLIPImageProcessor.from_pretrained(name)
         return Clip(

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from capriccio.canvas import on_colour
@@ -48,16 +49,12 @@ PLAIN = ("clip_i", "clip_t", "outside", "seam")
 
 
 def region(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return the inpainted region: the box of the mask, in the middle of a white square (as the subject is).
+    """Return the inpainted region: the box of the mask, white (as around the subject) where the mask is not.
 
-    What lies in the box but outside a mask of another form is white as well.
+    CLIP sees all of it, resized to its square. The paper does not say how it was cut; with this, CLIP tells subjects
+    that the world itself has drawn apart better than with the region in the middle of a white square.
     """
-    box = box_of(mask)
-    inside = on_colour(picture, mask).crop(box)
-    side = max(inside.size)
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(inside, ((side - inside.width) // 2, (side - inside.height) // 2))
-    return square
+    return on_colour(picture, mask).crop(box_of(mask))
 
 
 def outside_equal(picture: Image.Image, source: Image.Image, mask: Image.Image) -> bool:
@@ -104,8 +101,17 @@ def _arrays(
     return pixels, given, np.asarray(mask) > 127
 
 
+def emptied(source: Image.Image, mask: Image.Image) -> Image.Image:
+    """Return the source with its hole filled by the nearest pixels around it, softened: the thing in it is gone."""
+    inside = np.asarray(mask) > 127
+    rows, columns = distance_transform_edt(inside, return_distances=False, return_indices=True)
+    filled = Image.fromarray(np.asarray(source.convert("RGB"))[rows, columns])
+    soft = filled.filter(ImageFilter.GaussianBlur(max(source.size) / 32))
+    return Image.composite(soft, source.convert("RGB"), mask)
+
+
 def pasted(source: Image.Image, mask: Image.Image, subject: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Return the source with the subject pasted into the hole at fitting size, standing on its floor.
+    """Return the source with the subject pasted into the emptied hole at fitting size, standing on its floor.
 
     Args:
         source: RGB.
@@ -119,11 +125,11 @@ def pasted(source: Image.Image, mask: Image.Image, subject: Image.Image) -> tupl
     alone = subject.crop(subject.getchannel("A").getbbox())
     scale = min((right - left) / alone.width, (bottom - top) / alone.height)
     width, height = (max(1, round(side * scale)) for side in alone.size)
-    alone = alone.resize((width, height), Image.Resampling.LANCZOS)
-    layer = Image.new("RGBA", source.size, (0, 0, 0, 0))
-    layer.paste(alone, (left + (right - left - width) // 2, bottom - height))
+    place = left + (right - left - width) // 2, bottom - height
+    layer = Image.new("RGBA", source.size)
+    layer.paste(alone.resize((width, height), Image.Resampling.LANCZOS), place)
     there = Image.composite(layer.getchannel("A"), Image.new("L", source.size), mask)
-    return Image.composite(layer.convert("RGB"), source.convert("RGB"), there), there
+    return Image.composite(layer.convert("RGB"), emptied(source, mask), there), there
 
 
 class Examiner:
@@ -171,7 +177,7 @@ class Examiner:
             "identity": float(reading.identity[0] @ self._identities[sample.guest.id]),
             "kind": float(reading.kind[0] == looks["kind"]),
             "colour": float(reading.main[0] == looks["main"]),
-            "wish": float(reading.accessory[0] == sample.wish.looks["accessory"]),
+            "wish": float(all(getattr(reading, name)[0] == asked for name, asked in sample.wish.looks.items())),
             "backdrop": float(reading.backdrop[0] == sample.place.backdrop),
             "copied": float(copied(*self._paste(sample), pixels)[0]),
         }

@@ -16,7 +16,7 @@ from capriccio.errors import CapriccioError
 from capriccio.evaluation.cases import held_out_scene, to_pictures
 from capriccio.evaluation.lar_gen.samples import Guest, Place, Protocol, Sample, Wish, box_mask, box_of, cut_out
 from capriccio.world.draw import draw
-from capriccio.world.graph import ACCESSORIES, COLOURS, KINDS, SceneGraph, foot_of, from_dict, standing, to_dict
+from capriccio.world.graph import ACCESSORIES, COLOURS, KINDS, SceneGraph, Thing, foot_of, from_dict, standing, to_dict
 from capriccio.world.words import article
 
 LIVING = ("cat", "bird", "fish", "tree", "mushroom")
@@ -27,7 +27,7 @@ _ROOM = 0.85  # of the hole, for what is worn stands out
 _RULE = (
     f"held-out combinations of kind, colours and pattern; shaded scenes of one thing, and the hole is its box with "
     f"{RIM} pixels around; subjects of five living kinds and five others, alone by the world's own mask; each sentence "
-    "asks for one of five accessories in a colour"
+    "asks for an accessory in a colour, or for another colour of its own"
 )
 
 
@@ -69,16 +69,25 @@ def _guests(portraits: list[SceneGraph]) -> list[Guest]:
 
 
 def _wishes(rng: np.random.Generator, count: int) -> list[Wish]:
-    """Accessories in turn, each time in another colour: what a text can ask for and a subject's picture cannot."""
-    colours = {worn: [str(colour) for colour in rng.permutation(list(COLOURS))] for worn in ACCESSORIES}
-    wishes = []
-    for number in range(count):
-        worn = ACCESSORIES[number % len(ACCESSORIES)]
-        phrase = f"{colours[worn][number // len(ACCESSORIES) % len(COLOURS)]} {worn}"
-        told = phrase if worn == "sunglasses" else f"{article(phrase)} {phrase}"
-        looks = {"accessory": worn, "colour": phrase.removesuffix(f" {worn}")}
-        wishes.append(Wish(f"p{number}", f"a {{}} wearing {told}", looks))
-    return wishes
+    """In turn something to wear, in a colour, and another colour of its own: what only the text can ask for."""
+    names = list(COLOURS)
+    worn, colours, coats = (rng.permutation(options).tolist() for options in (ACCESSORIES, names, names))
+    return [
+        _coat(number, coats[number // 2 % len(coats)])
+        if number % 2
+        else _accessory(number, worn[number // 2 % len(worn)], colours[number // 2 % len(colours)])
+        for number in range(count)
+    ]
+
+
+def _accessory(number: int, worn: str, colour: str) -> Wish:
+    phrase = f"{colour} {worn}"
+    told = phrase if worn == "sunglasses" else f"{article(phrase)} {phrase}"
+    return Wish(f"p{number}", f"a {{}} wearing {told}", {"accessory": worn})
+
+
+def _coat(number: int, colour: str) -> Wish:
+    return Wish(f"p{number}", f"{article(colour)} {colour} {{}}", {"main": colour})
 
 
 def drawn(sample: Sample, seed: int = 0) -> Image.Image:
@@ -96,13 +105,8 @@ def drawn(sample: Sample, seed: int = 0) -> Image.Image:
     side, alone = sample.place.source.width, sample.guest.picture.getchannel("A").getbbox()
     assert alone is not None
     scale = min((right - left) / (alone[2] - alone[0]), (bottom - top) / (alone[3] - alone[1]))
-    thing = replace(
-        guest.things[0],
-        x=(left + right) / 2 / side,
-        size=_ROOM * scale * guest.things[0].size,
-        accessory=sample.wish.looks["accessory"],
-        accessory_colour=sample.wish.looks["colour"],
-    )
+    size = _ROOM * scale * guest.things[0].size
+    thing = replace(_as_wished(guest.things[0], sample.wish), x=(left + right) / 2 / side, size=size)
     scene = replace(place, things=(standing(thing, foot_of(place.things[0])),))
     (picture,) = to_pictures(draw([scene], size=side).pixels)
     return Image.composite(picture, sample.place.source, sample.place.mask)
@@ -117,3 +121,12 @@ def _hole(there: Tensor) -> Image.Image:
     left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
     box = (max(left - RIM, 0), max(top - RIM, 0), min(right + RIM, mask.width), min(bottom + RIM, mask.height))
     return box_mask(mask.size, box)
+
+
+def _as_wished(thing: Thing, wish: Wish) -> Thing:
+    if "main" in wish.looks:
+        main, own = wish.looks["main"], thing.identity
+        accent = own.main if own.accent == main else own.accent
+        return replace(thing, identity=replace(own, main=main, accent=accent))
+    *_, colour, worn = wish.words.split()
+    return replace(thing, accessory=worn, accessory_colour=colour)

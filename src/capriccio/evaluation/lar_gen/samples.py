@@ -65,7 +65,7 @@ class Wish:
     Attributes:
         id: Its name in tables and files.
         words: The sentence, with ``{}`` where the guest is named: ``"a {} wearing a red hat"``.
-        looks: What the world would read if the sentence was heeded (``accessory``); nothing for photographs.
+        looks: What the world reads where the sentence is heeded (``accessory`` or ``main``); nothing for photographs.
     """
 
     id: str
