@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PaintByExamplePipeline, UNet2DConditionModel
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
@@ -241,7 +240,7 @@ def test_a_region_is_the_box_white_outside_a_free_form() -> None:
     assert measures.region(step(7), MASK).getcolors() == [(48, (7, 7, 7))]
     form = MASK.copy()
     form.paste(0, (4, 3, 6, 5))
-    assert dict((c, n) for n, c in measures.region(step(7), form).getcolors()) == {(7,) * 3: 44, (255,) * 3: 4}
+    assert sorted(measures.region(step(7), form).getcolors()) == [(4, (255, 255, 255)), (44, (7, 7, 7))]
 
 
 def test_a_subject_is_cut_out_and_pasted_at_fitting_size_on_the_floor() -> None:
@@ -472,8 +471,8 @@ def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, norm_num_groups=4,
+        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
     )  # fmt: skip
     look = CLIPVisionConfig(
         hidden_size=16, intermediate_size=20, num_hidden_layers=5, num_attention_heads=4, image_size=32, patch_size=8,
@@ -508,10 +507,19 @@ def test_paint_by_example_without_weights_gets_a_sentence(tmp_path: Path) -> Non
         painters.paint_by_example(None, painters.Settings(paint_by_example=tmp_path))  # type: ignore[arg-type]
 
 
+def small(name: str) -> painters.Variant:
+    """A way of the table that is a scene, painted small."""
+    scene_of = getattr(painters, name)
+    return painters.by_scene(lambda sample: scene_of(sample).but(width=32, height=24))
+
+
 def test_every_way_that_a_model_can_paint_leaves_the_rest_alone(protocol: samples.Protocol, fill_folder: Path) -> None:
     told: list[str] = []
-    settings = painters.Settings(steps=2)
-    ways = painters.open_painters(Studio.open(fill_folder), settings, told=told.append)
+    table = {name: small(name) if name in ("inpainting", "collage", "diptych") else way
+             for name, way in painters.VARIANTS.items()}  # fmt: skip
+    ways = painters.open_painters(
+        Studio.open(fill_folder), painters.Settings(steps=2), told=told.append, variants=table
+    )
     assert list(ways) == ["inpainting", "collage", "diptych", "drawn"]
     assert len(told) == 1
     assert told[0].startswith("paint-by-example is left out: ")
