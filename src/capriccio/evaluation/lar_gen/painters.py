@@ -6,6 +6,7 @@ it is, a painter is told a sample and a seed, and gives back the whole picture i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,14 +104,11 @@ def paint_by_example(studio: Studio, settings: Settings) -> Painter:
     Raises:
         CapriccioError: If there is no checkpoint, or it cannot be loaded.
     """
-    from diffusers import PaintByExamplePipeline
-
     folder = settings.paint_by_example
     if folder is None:
         raise CapriccioError("Paint-by-Example needs a checkpoint of its own; give its folder with --paint-by-example.")
     try:
-        # No checker: a false alarm would turn a picture black, and its measures with it.
-        pipe = PaintByExamplePipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+        pipe = _paint_by_example_pipeline(folder)
     except (OSError, ValueError, KeyError) as error:
         raise CapriccioError(
             f"{str(folder)!r} could not be opened as Paint-by-Example ({type(error).__name__}); give the folder of a "
@@ -132,6 +130,24 @@ def paint_by_example(studio: Studio, settings: Settings) -> Painter:
         return paste_back(painted, source, mask, fitted_box(source.size, (side, side), "pad"))
 
     return paint
+
+
+def _paint_by_example_pipeline(folder: Path) -> Any:
+    # Part by part: diffusers no longer finds the image encoder by the name of the library that checkpoints give.
+    import diffusers
+    from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
+    from transformers import CLIPImageProcessor, CLIPVisionConfig
+
+    scheduler = json.loads((folder / "model_index.json").read_text("utf-8"))["scheduler"][1]
+    look = CLIPVisionConfig.from_pretrained(folder, subfolder="image_encoder")
+    return diffusers.PaintByExamplePipeline(
+        vae=diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae"),
+        image_encoder=PaintByExampleImageEncoder.from_pretrained(folder, subfolder="image_encoder", config=look),
+        unet=diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        scheduler=getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler"),
+        safety_checker=None,  # a false alarm would turn a picture black, and its measures with it
+        feature_extractor=CLIPImageProcessor.from_pretrained(folder, subfolder="feature_extractor"),
+    )
 
 
 VARIANTS: dict[str, Variant] = {
