@@ -1,4 +1,4 @@
-"""The command line: paint, plan, layout, methods, demo, train, schema.
+"""The command line: paint, plan, layout, methods, demo, train, evaluate, schema.
 
     capriccio paint "the {mug} in the snow" --subject mug.png:mug -o snow.png
     capriccio paint --scene snow.png
@@ -348,6 +348,14 @@ app = typer.Typer(
 )
 trainings = typer.Typer(help="Train models; an interrupted training resumes.", no_args_is_help=True)
 app.add_typer(trainings, name="train")
+evaluations = typer.Typer(help="Measure how well things are painted.", no_args_is_help=True)
+app.add_typer(evaluations, name="evaluate")
+
+
+@evaluations.callback()
+def _evaluations() -> None:
+    """Measure how well things are painted; a run that was stopped goes on."""  # one command stays a group
+
 
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 ModelName = Annotated[
@@ -616,6 +624,48 @@ def _steps(steps: Sequence[Step]) -> Table:
     for step in steps:
         table.add_row(step.name, ", ".join(step.needs), f"{step.minutes:g}", str(step))
     return table
+
+
+@evaluations.command("lar-gen")
+def lar_gen(
+    coco: Annotated[
+        Path | None, typer.Option(help="COCO's folder, with annotations/ and val2017/; the miniature's world without.")
+    ] = None,
+    dreambooth: Annotated[
+        Path | None, typer.Option(help="DreamBooth's folder, with prompts_and_classes.txt and its subjects.")
+    ] = None,
+    model: ModelName = None,
+    samples: Annotated[
+        int | None, typer.Option(help="A fair choice of so many samples, the same for all variants; all by default.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="A way to paint; all that the model can by default.")
+    ] = None,
+    paint_by_example: Annotated[
+        Path | None, typer.Option(help="Folder of a Paint-by-Example checkpoint, for that baseline.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP that judges: a folder or repository in the public layout.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own by default.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; the model's own by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of scenes and subjects.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of pictures, tables and report.")] = Path("lar-gen"),
+    as_json: Json = False,
+) -> None:
+    """Paint subjects into holes of pictures, in several ways, and compare them as LAR-Gen's paper does."""
+    from capriccio.evaluation.lar_gen.benchmark import Benchmark
+    from capriccio.evaluation.lar_gen.painters import Settings
+    from capriccio.evaluation.lar_gen.tables import benchmark_rows
+
+    settings = Settings(steps, guidance, paint_by_example)
+    wanted = Benchmark(model or DEFAULT_MODEL, coco, dreambooth, samples, tuple(variant or ()), settings, clip, seed)
+    with _progress("painting", quiet=as_json) as told:
+        result = wanted.run(out, told, _say)
+    data = {"page": result.page, "rows": benchmark_rows(result.rows), "verdicts": [vars(v) for v in result.verdicts]}
+    _report(data, str(result), as_json)
 
 
 def main() -> None:

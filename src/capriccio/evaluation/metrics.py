@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from capriccio import assets
+from capriccio.errors import CapriccioError
 
 # Root mean square difference, in [-1, 1] units, below which a subject's pixels count as found again. Chosen to balance
 # the two errors on scenes that no table uses. It belongs to the VAE, whose blur a paste goes through as well: the rows
@@ -56,11 +57,20 @@ class Clip:
     images: CLIPVisionModelWithProjection
     texts: CLIPTextModelWithProjection
     tokenizer: CLIPTokenizer
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Of the three channels in 0 to 1, as the image tower was trained; those of the miniature by default."""
+    deviation: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @torch.no_grad()
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Return unit vectors (B, D) of pixels (B, 3, H, W) in [-1, 1]."""
         return F.normalize(self.images(pixel_values=pixels).image_embeds.float(), dim=-1)
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Return unit vectors (B, D) of pictures, each resized to the tower's square, normalised as it learned."""
+        side = self.images.config.image_size
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
+        return self.embed_images(((to_pixels(pictures, side, side) + 1) / 2 - mean) / deviation)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -77,6 +87,30 @@ def load_clip(folder: str = "miniature/clip") -> Clip:
         CLIPTextModelWithProjection.from_pretrained(place / "text_encoder", dtype=torch.float32).eval(),
         CLIPTokenizer.from_pretrained(place / "tokenizer"),
     )
+
+
+def open_clip(name: str) -> Clip:
+    """Load CLIP's towers as they are published: a folder or repository such as ``openai/clip-vit-large-patch14``.
+
+    Raises:
+        CapriccioError: If there is none, or it is no CLIP.
+    """
+    from transformers import CLIPImageProcessor  # which warns when it is imported
+
+    try:
+        look = CLIPImageProcessor.from_pretrained(name)
+        return Clip(
+            CLIPVisionModelWithProjection.from_pretrained(name, dtype=torch.float32).eval(),
+            CLIPTextModelWithProjection.from_pretrained(name, dtype=torch.float32).eval(),
+            CLIPTokenizer.from_pretrained(name),
+            tuple(look.image_mean),
+            tuple(look.image_std),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CapriccioError(
+            f"{name!r} could not be opened as a CLIP ({type(error).__name__}); give a folder in the public layout, or "
+            "connect to download one."
+        ) from None
 
 
 def retrieval(images: Tensor, texts: Tensor) -> Tensor:
