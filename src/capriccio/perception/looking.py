@@ -35,17 +35,17 @@ class Localiser(Protocol):
         """Return where things of a name may be."""
 
 
-class Outliner(Protocol):
+class BoxSegmenter(Protocol):
     """Something that tells a thing from the rest of its box."""
 
     def inside(self, image: Image.Image, box: Sequence[float]) -> Mask:
         """Return the pixels of the thing in a box, (H, W) truth values; all false if there is none."""
 
 
-class Describer(Protocol):
+class Captioner(Protocol):
     """Something that says what a part of a picture shows."""
 
-    def describe(self, image: Image.Image, box: Sequence[float]) -> str:
+    def caption(self, image: Image.Image, box: Sequence[float]) -> str:
         """Return a phrase on what is in a box; empty if there is nothing to say."""
 
 
@@ -73,7 +73,7 @@ class Florence:
         found = self._answer(image, "<OD>")
         return sorted({label.strip().lower() for label in found["labels"] if label.strip()})
 
-    def describe(self, image: Image.Image, box: Sequence[float]) -> str:
+    def caption(self, image: Image.Image, box: Sequence[float]) -> str:
         """Return the caption of what a box shows, which sees nothing else."""
         return str(self._answer(cropped(image, box), "<CAPTION>")).strip()
 
@@ -108,7 +108,7 @@ class Llava:
     question: str = "What is the main object in this picture, with its colours and parts? Answer with one short phrase."
     device: str = "cpu"
 
-    def describe(self, image: Image.Image, box: Sequence[float]) -> str:
+    def caption(self, image: Image.Image, box: Sequence[float]) -> str:
         """Return its answer about the crop."""
         import torch
 
@@ -141,7 +141,7 @@ def load(name: str, processor: Any, model: Any, device: str) -> tuple[Any, Any]:
         ) from None
 
 
-def describer(name: str, device: str = "cpu") -> Describer:
+def captioner(name: str, device: str = "cpu") -> Captioner:
     """Return who describes, by the kind of model that a repository or folder says it holds.
 
     Raises:
@@ -159,7 +159,7 @@ def describer(name: str, device: str = "cpu") -> Describer:
         return Florence(name, device=device)
     if kind == "llava":
         return Llava(name, device=device)
-    raise CapriccioError(f"{name!r} is a {kind!r}, which describes no pictures here; {nearest(kind, _DESCRIBERS)}.")
+    raise CapriccioError(f"{name!r} is a {kind!r}, which describes no pictures here; {nearest(kind, _CAPTIONERS)}.")
 
 
-_DESCRIBERS = ("florence2", "llava")
+_CAPTIONERS = ("florence2", "llava")

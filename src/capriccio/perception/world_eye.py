@@ -81,7 +81,7 @@ class WorldEye:
             return np.zeros((image.height, image.width), dtype=bool)
         return np.asarray(Image.fromarray(piece.mask).resize(image.size, Image.Resampling.NEAREST))
 
-    def describe(self, image: Image.Image, box: Sequence[float]) -> str:
+    def caption(self, image: Image.Image, box: Sequence[float]) -> str:
         """Say the thing that shares most with a box: ``"a red mug with a blue handle wearing a hat"``."""
         piece = _nearest(image, box)
         if piece is None:
