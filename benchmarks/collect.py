@@ -3,6 +3,7 @@
     python benchmarks/collect.py --json                                     one row a line
     python benchmarks/collect.py --save benchmarks/results/collect.json     and a file with its recipe
     python benchmarks/collect.py --quick                                    16 pictures and two kills
+    python benchmarks/collect.py --sheet docs/pictures/quadruplets.png      only some quadruplets to look at
 
 Pictures of held-out scenes of the world are collected with the world's stages, which see their pixels alone.
 
@@ -28,17 +29,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from capriccio.collect import Quadruplets, Settings, collect_quadruplets
 from capriccio.collect.sources import work
 from capriccio.evaluation import reports
 from capriccio.evaluation.quadruplets import rates
 from capriccio.perception.segment import Mask
+from capriccio.pictures import grid, save_png
 from capriccio.world.draw import draw
 from capriccio.world.graph import SceneGraph, sample_scene
 
 PER_SHARD = 16
+SIDE, GAP = 128, 4
 
 
 def paint(folder: Path, count: int, subjects: int, seed: int) -> list[tuple[SceneGraph, list[Mask]]]:
@@ -84,6 +87,25 @@ def measure(count: int, pairs: int, kills: int, seed: int, room: Path) -> Iterat
             "pictures": pictures,
         }
     yield kill(room / "source-1", room / "out-1", room / "killed", kills, seconds, seed)
+
+
+def sheet(path: Path, seed: int, room: Path) -> None:
+    """Save some quadruplets, of scenes of one thing and of two: source, mask, subject, and the text below."""
+    strips, texts = [], []
+    for subjects, pictures in ((1, 6), (2, 3)):
+        paint(room / f"source-{subjects}", pictures, subjects, seed)
+        collect_quadruplets(room / f"source-{subjects}", room / f"out-{subjects}")
+        for one in Quadruplets(room / f"out-{subjects}"):
+            strip = Image.new("RGB", (3 * SIDE + 2 * GAP, SIDE), "white")
+            for place, name in enumerate(("source", "mask", "subject")):
+                strip.paste(
+                    one[name].convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * (SIDE + GAP), 0)
+                )
+            # A thin line round a subject, which is white on white.
+            ImageDraw.Draw(strip).rectangle((2 * (SIDE + GAP), 0, strip.width - 1, SIDE - 1), outline="#cccccc")
+            strips.append(strip)
+            texts.append(one["text"])
+    save_png(grid(strips, 3, texts, gap=18, text_size=15), path)
 
 
 def kill(source: Path, whole: Path, out: Path, kills: int, seconds: float, seed: int) -> dict[str, Any]:
@@ -141,9 +163,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="how often the command is killed")
     parser.add_argument("--seed", type=int, default=17, help="of the scenes and the moments")
     parser.add_argument("--note", default="", help="what to remember of the machine, as that it was busy")
+    parser.add_argument("--sheet", metavar="FILE.png", help="only save some quadruplets as a picture")
     arguments = parser.parse_args()
     sizes = (16, 16, 2) if arguments.quick else (arguments.pictures, arguments.pairs, arguments.kills)
     with tempfile.TemporaryDirectory() as room:
+        if arguments.sheet:
+            sheet(Path(arguments.sheet), arguments.seed, Path(room))
+            return
         rows = list(measure(*sizes, arguments.seed, Path(room)))
     reports.show(rows, "Quadruplets of the world", arguments.json)
     if arguments.save:

@@ -323,7 +323,7 @@ class Stop(Exception):
     pass
 
 
-@few
+@settings(deadline=None, max_examples=12)
 @given(
     st.integers(1, 12),
     st.integers(1, 5),
@@ -429,7 +429,7 @@ def test_a_killed_command_goes_on_and_ends_alike(world: Path, whole: Path, tmp_p
         "4",
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline:
             if (out / "journal.jsonl").exists() and (out / "journal.jsonl").read_bytes().count(b"\n") >= 4:
                 break

@@ -40,7 +40,7 @@ def engine(name: str = "here", workers: int = 1, address: str | None = None, gpu
         CapriccioError: If there is no such engine, or no number of workers.
     """
     if name not in ENGINES:
-        raise CapriccioError(f"There is no engine {name!r}; {nearest(name, ENGINES)}.")
+        raise CapriccioError(f"There is no engine {name!r}; {nearest(name, ENGINES)}")
     if workers < 1:
         raise CapriccioError(f"The engine received {workers} workers; give 1 or more.")
     if name == "ray":
@@ -127,7 +127,12 @@ def _drive(there: Connection, job: Job, sources: list[str], workers: int, addres
     except CapriccioError as error:
         there.send_bytes(pickle.dumps(error))
     except Exception as error:
-        there.send_bytes(pickle.dumps(_lost(done, len(sources), f"{type(error).__name__}")))
+        there.send_bytes(pickle.dumps(_lost(done, len(sources), _why(error))))
+
+
+def _why(error: Exception) -> str:
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
 
 
 def _end_with_parent() -> None:
@@ -191,7 +196,6 @@ def _ray(workers: int, address: str | None) -> Any:
     except Exception as error:
         where = f"at {address!r}" if address else "on this machine"
         raise CapriccioError(
-            f"No Ray cluster {where} could be reached ({type(error).__name__}); check that it is up, "
-            "or leave out --engine ray."
+            f"No Ray cluster {where} could be reached ({_why(error)}); check that it is up, or leave out --engine ray."
         ) from None
     return ray

@@ -72,7 +72,7 @@ def collect_quadruplets(
             engine or a model fails. What is finished is kept.
     """
     if form not in FORMATS:
-        raise CapriccioError(f"There are no {form!r} shards; {nearest(form, FORMATS)}.")
+        raise CapriccioError(f"There are no {form!r} shards; {nearest(form, FORMATS)}")
     if per_shard < 1:
         raise CapriccioError(f"per_shard received {per_shard}; give 1 or more.")
     if form == "parquet":

@@ -59,10 +59,10 @@ def cast(stages: str = "world", **models: str) -> Cast:
         CapriccioError: If there are no such stages, or the world was given a model.
     """
     if stages not in ("world", "transformers"):
-        raise CapriccioError(f"There are no stages {stages!r}; {nearest(stages, ('world', 'transformers'))}.")
+        raise CapriccioError(f"There are no stages {stages!r}; {nearest(stages, ('world', 'transformers'))}")
     for stage in models:
         if stage not in MODELS:
-            raise CapriccioError(f"There is no stage {stage!r}; {nearest(stage, MODELS)}.")
+            raise CapriccioError(f"There is no stage {stage!r}; {nearest(stage, MODELS)}")
         if stages == "world":
             raise CapriccioError(f"The {stage} {models[stage]!r} is for photographs; add --stages transformers.")
     return Cast() if stages == "world" else Cast(stages, tuple((MODELS | models).items()))

@@ -159,7 +159,7 @@ def captioner(name: str, device: str = "cpu") -> Captioner:
         return Florence(name, device=device)
     if kind == "llava":
         return Llava(name, device=device)
-    raise CapriccioError(f"{name!r} is a {kind!r}, which describes no pictures here; {nearest(kind, _CAPTIONERS)}.")
+    raise CapriccioError(f"{name!r} is a {kind!r}, which describes no pictures here; {nearest(kind, _CAPTIONERS)}")
 
 
 _CAPTIONERS = ("florence2", "llava")
