@@ -541,3 +541,37 @@ def test_a_stage_that_is_none_gets_the_nearest_name() -> None:
     assert dict(cast("transformers", captioner="mine").models)["captioner"] == "mine"
     with pytest.raises(CapriccioError, match="no stage 'taggers'; did you mean 'tagger'"):
         cast("transformers", taggers="x")
+
+
+# --- Ray ---
+
+
+@pytest.mark.slow
+def test_ray_makes_what_one_process_makes(world: Path, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    collect_quadruplets(world, tmp_path / "out", per_shard=4, by=engine("ray"))
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_goes_away_is_a_sentence_and_what_is_done_is_kept(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    import psutil
+
+    def kill_cluster(done: int, total: int) -> None:
+        if done == 5:
+            servers = [
+                one for one in psutil.Process().children(recursive=True) if one.name() in ("raylet", "gcs_server")
+            ]
+            assert servers
+            for server in servers:
+                server.kill()
+
+    out = tmp_path / "out"
+    with pytest.raises(CapriccioError, match=r"The Ray cluster went away after \d+ of 13 .*what is finished is kept"):
+        collect_quadruplets(world, out, per_shard=4, by=engine("ray"), told=kill_cluster)
+    assert (out / "quadruplets-00000.tar").exists()
+    collect_quadruplets(world, out, per_shard=4)
+    assert contents(out) == contents(whole)

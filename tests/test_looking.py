@@ -183,11 +183,11 @@ def test_models_that_are_not_there_or_do_something_else_get_a_sentence(tmp_path:
 
 
 def test_the_stages_of_transformers_work_together(
-    florence: str, llava: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    florence: str, llava: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("capriccio.perception.looking._WORDS", 3)
     monkeypatch.setattr(Florence, "tags", lambda *_: ["mug", "blue sky"])  # untrained, it names nothing
-    detector, filler = save_dino(tmp_path / "dino"), save_sam(tmp_path / "sam")
+    detector, filler = (save(tmp_path_factory.mktemp("part")) for save in (save_dino, save_sam))
     who = cast("transformers", tagger=florence, localiser=str(detector), segmenter=str(filler), captioner=llava)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "one.png")
