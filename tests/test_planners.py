@@ -32,7 +32,7 @@ from capriccio.perception.planners import (
     planner,
     read_answer,
 )
-from capriccio.world.captions import _NOUNS, caption
+from capriccio.world.captions import NOUNS, caption
 from capriccio.world.casting import sample_people
 from capriccio.world.graph import SceneGraph, foot_of, sample_scene
 from capriccio.world.words import COLOURLESS, SYNONYMS, Detail, sample_detail
@@ -740,7 +740,7 @@ def in_its_cell(scene: SceneGraph, page: Page, detail: Detail) -> bool:
             and (len(scene.things) < 4 or (cell.top == 0) == (id(thing) in farther))
         ]
         kind, main = thing.identity.kind, thing.identity.main
-        said_kind = len(words) == 1 and words[0] & {kind, *_NOUNS.get(kind, ())}
+        said_kind = len(words) == 1 and words[0] & {kind, *NOUNS.get(kind, ())}
         coloured = detail != "kind" and scene.style not in COLOURLESS
         if not said_kind or (coloured and not words[0] & {main, *SYNONYMS.get(main, ())}):
             return False

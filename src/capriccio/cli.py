@@ -1,4 +1,4 @@
-"""The command line: paint, plan, layout, methods, demo, train, evaluate, schema.
+"""The command line: paint, plan, layout, methods, demo, train, collect, evaluate, schema.
 
     capriccio paint "the {mug} in the snow" --subject mug.png:mug -o snow.png
     capriccio paint --scene snow.png
@@ -350,6 +350,8 @@ trainings = typer.Typer(help="Train models; an interrupted training resumes.", n
 app.add_typer(trainings, name="train")
 evaluations = typer.Typer(help="Measure how well things are painted.", no_args_is_help=True)
 app.add_typer(evaluations, name="evaluate")
+collections = typer.Typer(help="Make data to train on; an interrupted collection goes on.", no_args_is_help=True)
+app.add_typer(collections, name="collect")
 
 
 @evaluations.callback()
@@ -666,6 +668,73 @@ def lar_gen(
         result = wanted.run(out, told, _say)
     data = {"page": result.page, "rows": benchmark_rows(result.rows), "verdicts": [vars(v) for v in result.verdicts]}
     _report(data, str(result), as_json)
+
+
+ModelFolder = Annotated[str | None, typer.Option(help="Repository or folder, with --stages transformers.")]
+
+
+@collections.command()
+def quadruplets(
+    source: Annotated[Path, typer.Argument(help="A folder of pictures; the folders in it are looked into.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the shards; one that was begun is gone on with.")],
+    stages: Annotated[
+        str, typer.Option(help="world, for pictures of the miniature's world; or transformers, for photographs.")
+    ] = "world",
+    tagger: ModelFolder = None,
+    localiser: ModelFolder = None,
+    segmenter: ModelFolder = None,
+    captioner: ModelFolder = None,
+    least_share: Annotated[float, typer.Option(help="Share of its picture that a thing covers at least.")] = 0.01,
+    most_share: Annotated[float, typer.Option(help="Share of its picture that a thing covers at most.")] = 0.6,
+    least_score: Annotated[float, typer.Option(help="How sure a box is at least.")] = 0.3,
+    longest: Annotated[int, typer.Option(help="Pixels of a picture's longer side at most.")] = 1024,
+    form: Annotated[str, typer.Option("--format", help="tar (WebDataset) or parquet.")] = "tar",
+    per_shard: Annotated[int, typer.Option(help="Pictures of one shard.")] = 256,
+    engine: Annotated[str, typer.Option(help="here, or ray.")] = "here",
+    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    ray_address: Annotated[str | None, typer.Option(help="A Ray cluster; a local one is started by default.")] = None,
+    device: Annotated[str, typer.Option(help="Where models run: cpu, cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Make quadruplets of pictures: source, mask, subject and its text, as the data engine of LAR-Gen does.
+
+    A run that was stopped, even by kill -9, goes on with the same command and ends with the same files. Pictures that
+    cannot be used are listed in OUT/quarantine.jsonl, with the reason.
+    """
+    from capriccio.collect import Limits, Settings, cast, collect_quadruplets
+    from capriccio.collect.engines import engine as engine_of
+
+    models = {"tagger": tagger, "localiser": localiser, "segmenter": segmenter, "captioner": captioner}
+    who = cast(stages, **{stage: name for stage, name in models.items() if name is not None})
+    limits = Limits(least_score, least_share=least_share, most_share=most_share)
+    by = engine_of(engine, workers, ray_address, gpu=device.startswith("cuda"))
+    with _progress("collecting", quiet=as_json) as told:
+        manifest = collect_quadruplets(
+            source,
+            out,
+            Settings(who, limits, longest),
+            form=form,  # type: ignore[arg-type]  # checked there
+            per_shard=per_shard,
+            by=by,
+            device=device,
+            told=told,
+        )
+    _report(manifest, _collected(manifest, out), as_json)
+
+
+def _collected(manifest: dict[str, Any], out: Path) -> str:
+    counts, lines = manifest["counts"], []
+    pictures = ", ".join(f"{number} {what}" for what, number in counts["pictures"].items())
+    lines.append(f"{counts['quadruplets']} quadruplets in {len(manifest['shards'])} shards in {out}")
+    lines.append(f"pictures: {pictures}")
+    if counts["dropped"]:
+        lines.append("finds dropped: " + ", ".join(f"{number} {why}" for why, number in counts["dropped"].items()))
+    if manifest["quarantine"]:
+        lines.append(f"refused, with reasons: {out / 'quarantine.jsonl'}")
+    linked = manifest["sources"]["linked_folders_not_followed"]
+    if linked:
+        lines.append(f"folders behind links, not followed: {', '.join(linked)}")
+    return "\n".join(lines)
 
 
 def main() -> None:

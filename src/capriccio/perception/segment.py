@@ -6,6 +6,7 @@ of the miniature's world, from pixels alone, and Grounding DINO with SAM for pho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -20,6 +21,19 @@ Mask = np.ndarray
 """(H, W) truth values."""
 
 _REMEDIES = "give a mask or a picture with a transparent background, use another name, or set remove_background=False"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A place where something may be.
+
+    Attributes:
+        box: Left, top, right and bottom in pixels.
+        score: How sure the finder is, 0 to 1.
+    """
+
+    box: tuple[float, ...]
+    score: float
 
 
 class Segmenter(Protocol):
@@ -121,7 +135,7 @@ class WorldSegmenter:
         small.thumbnail((self.side, self.side), Image.Resampling.BOX)
         if min(small.size) <= 2 * self.frame:
             return np.zeros((image.height, image.width), dtype=bool)
-        colours = _lab(np.asarray(small) / 255.0)
+        colours = lab(np.asarray(small) / 255.0)
         frame = np.ones(colours.shape[:2], dtype=bool)
         frame[self.frame : -self.frame, self.frame : -self.frame] = False
         strange = np.minimum(_strangeness(colours, frame, self.place), 40)
@@ -134,8 +148,8 @@ class WorldSegmenter:
         return np.asarray(Image.fromarray(joined).resize(image.size, Image.Resampling.NEAREST))
 
 
-def _lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB of sRGB in 0..1, (H, W, 3), with lightness weakened: shading is no edge."""
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """Return CIELAB of sRGB in 0..1, (H, W, 3), with lightness weakened: shading is no edge."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8728]])  # white is 1
     x, y, z = np.moveaxis(np.cbrt(linear @ to_xyz.T + 1e-6), -1, 0)
@@ -227,6 +241,11 @@ class GroundedSegmenter:
 
     def box(self, image: Image.Image, name: str) -> list[float] | None:
         """Return the best box in pixels: left, top, right, bottom; ``None`` if there is none."""
+        found = self.boxes(image, name)
+        return list(max(found, key=lambda sighting: sighting.score).box) if found else None
+
+    def boxes(self, image: Image.Image, name: str) -> list[Sighting]:
+        """Return every box of a name that scores enough, and its score."""
         import torch
 
         processor, model = self._detector
@@ -237,14 +256,15 @@ class GroundedSegmenter:
         found = processor.post_process_grounded_object_detection(
             outputs, inputs.input_ids, threshold=self.threshold, target_sizes=sizes
         )[0]
-        return found["boxes"][found["scores"].argmax()].tolist() if len(found["scores"]) else None
+        pairs = zip(found["boxes"].tolist(), found["scores"].tolist(), strict=True)
+        return [Sighting(tuple(box), score) for box, score in pairs]
 
-    def inside(self, image: Image.Image, box: list[float]) -> Mask:
+    def inside(self, image: Image.Image, box: Sequence[float]) -> Mask:
         """Return what fills a box: wherever one of SAM's three answers is positive, as published."""
         import torch
 
         processor, model = self._segmenter
-        inputs = processor(image, input_boxes=[[box]], return_tensors="pt").to(self.device)
+        inputs = processor(image, input_boxes=[[list(box)]], return_tensors="pt").to(self.device)
         with torch.inference_mode():
             outputs = model(**inputs)
         masks = processor.post_process_masks(

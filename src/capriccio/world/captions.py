@@ -45,7 +45,7 @@ __all__ = [
     "worn_phrase",
 ]
 
-_NOUNS: Mapping[str, tuple[str, ...]] = {
+NOUNS: Mapping[str, tuple[str, ...]] = {
     "mug": ("mug", "mug", "mug", "cup"),
     "house": ("house", "house", "house", "cottage"),
     "mushroom": ("mushroom", "mushroom", "mushroom", "toadstool"),
@@ -55,6 +55,7 @@ _NOUNS: Mapping[str, tuple[str, ...]] = {
     "rocket": ("rocket", "rocket", "rocket", "spaceship"),
     "ring": ("ring", "ring", "ring", "torus"),
 }
+"""The nouns of a kind, as often as each is said; any other kind goes by its name."""
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "mug": ("a {} handle", "a {} rim"),
     "teapot": ("a {} handle", "a {} spout", "a {} lid"),
@@ -192,7 +193,7 @@ def regional_captions(scene: SceneGraph, rng: np.random.Generator, detail: Detai
 
 def noun_of(kind: str, rng: np.random.Generator) -> str:
     """One of the nouns that a kind goes by."""
-    return pick(rng, _NOUNS.get(kind, (kind,)))
+    return pick(rng, NOUNS.get(kind, (kind,)))
 
 
 def identity_phrase(
