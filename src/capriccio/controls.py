@@ -91,12 +91,12 @@ def _net(control: Control, backbone: Backbone) -> str:
     if not names:
         raise CapriccioError(
             f"A control was given, but {backbone.name!r} was opened without a ControlNet; open it with controlnets= "
-            "the folder or repository of one."
+            "the folder or repository of one (--controlnet)."
         )
     if control.net is None and len(names) > 1:
         raise CapriccioError(
             f"A control names no ControlNet, and {backbone.name!r} has {', '.join(map(repr, names))}; give net= one of "
-            "them."
+            "them (--control FILE:NET)."
         )
     if control.net is not None and control.net not in names:
         raise CapriccioError(f"{backbone.name!r} has no ControlNet {control.net!r}; {nearest(control.net, names)}")
