@@ -181,8 +181,8 @@ def test_controls_have_settings_for_all_or_for_each(easel: Easel, folder: Path) 
     )
     Path("a:b.png").write_bytes(Path("mask.png").read_bytes())
     for typed in ("mug.png", "a:b.png"):
-        assert run("paint", "a", "--control", typed, "--control-mode", 2).exit_code == 0
-        assert easel.scene.conditions == (Control(typed, mode=2),)
+        assert run("paint", "a", "--control", typed, "--control-mode", 2, "--guess-mode").exit_code == 0
+        assert easel.scene.conditions == (Control(typed, mode=2, guess_mode=True),)
 
 
 def test_a_typed_control_takes_the_place_of_those_of_a_scene(easel: Easel, folder: Path) -> None:
@@ -311,6 +311,7 @@ def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
         (["paint", "a", "--control", "mug.png", "--control-mode", "dept"], "did you mean 'depth'"),
         (["paint", "a", "--control", "mug.png", "--control-scale", "-1"], "'controlnet_conditioning_scale'"),
         (["paint", "a", "--control", "mug.png", "--control-start", "1"], "which leaves none"),
+        (["paint", "a", "--guess-mode"], "--guess-mode came without --control"),
         (["paint", "a", "--control-end", "0.5"], "--control-end came without --control; give the picture"),
         (
             ["paint", "a", *["--control", "mug.png"] * 3, *["--control-scale", "1"] * 2],

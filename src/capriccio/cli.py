@@ -193,6 +193,7 @@ _CONTROL_OPTIONS = {
     "control-scale": "controlnet_conditioning_scale",
     "control-start": "control_guidance_start",
     "control-end": "control_guidance_end",
+    "guess-mode": "guess_mode",
 }
 """Options that say more of controls, and what a scene calls them."""
 
@@ -492,6 +493,9 @@ def paint(
     control_end: Annotated[
         list[float] | None, typer.Option(help="Share of the steps after which it no longer is; for all or for each.")
     ] = None,
+    guess_mode: Annotated[
+        bool, typer.Option("--guess-mode", help="Let all controls steer the prompt's branch of guidance alone.")
+    ] = False,
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE[:WEIGHT][@REGION]", help="A low-rank adapter, everywhere or in one region alone."),
@@ -541,6 +545,7 @@ def paint(
         "control-scale": control_scale or (),
         "control-start": control_start or (),
         "control-end": control_end or (),
+        "guess-mode": [True] * guess_mode,
     }
     along = [*_controls(control or (), steering), *_loras(lora or ())]
     conditions = _conditions(subject or (), style or (), edit, mask, strength, region or (), layout, along)

@@ -7,6 +7,7 @@ guidance, weights, cost, and every conflict. The table of methods is handed in; 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil
@@ -562,9 +563,9 @@ def _cost(draft: Draft, phases: Sequence[Phase], steerings: Sequence[Steering], 
         attention = sum(sum(one.compiled.flops(heads, width, step, role)) for step in steps for role in one.roles)
         flops += voices * (len(steps) * len(one.roles) * linear + attention)
     first = phases[0].passes[0]  # whose prompt ControlNets read, in every step
-    for steering in steerings:
-        runs = voices * len(steering.steps) * len(first.roles)
-        flops += runs * backbone.control_flops(steering.net, first.lengths[0], image)
+    at_work = Counter(tuple(one for one in steerings if step in one.steps) for step in range(phases[-1].steps.stop))
+    for some, times in at_work.items():
+        flops += voices * times * backbone.control_flops(some, len(first.roles), first.lengths[0], image)
     # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
     states = int(np.max(np.multiply(heads, width)))
     longest = max(len(one.roles) * (one.compiled.layout.length + one.twins) for _, one in passes)
