@@ -30,7 +30,7 @@ from capriccio.methods import METHODS
 from capriccio.phases import Pass
 from capriccio.plan import Plan, make_plan
 from capriccio.sampling import paint
-from capriccio.scene import Condition, Edit, Layout, Region, Scene, Subject
+from capriccio.scene import Condition, Control, Edit, Layout, Region, Scene, Subject
 
 ENGINES = ("controlnet", "fill", "hold")
 CLAIMS = {
@@ -49,8 +49,9 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "diptych": {"attention_weight": 1.0},
     "regional-prompting": {"mask_inject_steps": 0},
     "rpg": {"base_ratio": 1.0},
+    "control": {"controlnet_conditioning_scale": 0.0},
 }
-"""The setting at which a method changes nothing; those without have nothing but the canvas."""
+"""The setting at which a method, or a control, changes nothing; those without have nothing but the canvas."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "diptych": {
         "attention_weight": 3.0,
@@ -71,7 +72,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rpg": {"mode": "latent", "base_ratio": 0.9},
 }
 """A value of each option that is not its default."""
+CONTROL: dict[str, Any] = {
+    "net": "depth",
+    "mode": "depth",
+    "controlnet_conditioning_scale": 0.5,
+    "control_guidance_start": 0.5,
+    "control_guidance_end": 0.5,
+    "guess_mode": True,
+    "mask": "mask.png",
+    "fit": "crop",
+}
+"""The same for the settings of a control, which goes with every method."""
 REFUSED = {
+    ("flux", "mode"): "knows one kind of picture only; leave it out",
+    ("sd15", "mode"): "knows one kind of picture only; leave it out",
+    ("flux", "guess_mode"): "have none; leave it out",
     ("sd15", "control_scale"): "control_scale has no effect with the engine",
     ("sd15", "double_inject_blocks_interval"): "counts blocks of FLUX",
     ("sd15", "single_inject_blocks_interval"): "counts blocks of FLUX",
@@ -94,12 +109,22 @@ PAIRS = {
 def backbone_of(family: str) -> Any:
     if family == "flux":
         pipe = tiny.flux()
-        return FluxBackbone(pipe, controlnet=tiny.controlnet(pipe.transformer), fill=tiny.fill().transformer)
+        fill = tiny.fill().transformer
+        return FluxBackbone(pipe, controlnet=tiny.controlnet(pipe.transformer), fill=fill, controlnets=nets_of())
     if family == "flux-fill":
-        return FluxBackbone(tiny.fill())
+        return FluxBackbone(tiny.fill(), controlnets=nets_of())
     kind, _, inpaint = family.partition("-")
     fill = tiny.stable_diffusion(kind, inpaint=True, seed=1).unet if "fill" in CLAIMS[family] and not inpaint else None
-    return UNetBackbone(tiny.stable_diffusion(kind, inpaint=bool(inpaint)), fill=fill)
+    pipe = tiny.stable_diffusion(kind, inpaint=bool(inpaint))
+    return UNetBackbone(pipe, fill=fill, controlnets=nets_of(pipe.unet))
+
+
+def nets_of(unet: Any = None) -> dict[str, Any]:
+    """Two ControlNets: of a U-Net, whose latents they read and nothing else of an inpainting model; else of FLUX."""
+    seeds = {"edges": 5, "depth": 6}
+    if unet is None:
+        return {name: tiny.control_flux(seed=seed) for name, seed in seeds.items()}
+    return {name: tiny.control_unet(unet, seed, in_channels=tiny.LATENTS) for name, seed in seeds.items()}
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,7 @@ class Case:
 
 
 CASES = [
-    *(Case(family, way) for family in CLAIMS for way in ("text", "image")),
+    *(Case(family, way) for family in CLAIMS for way in ("text", "image", "control")),
     *(Case(family, way, engine) for family in CLAIMS for way in CANVAS for engine in CLAIMS[family]),
     *(Case(family, way) for family in CLAIMS for way in METHODS if way not in CANVAS),
 ]
@@ -161,6 +186,7 @@ def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
             Region("a cat", box=(0.5, 0, 1, 1), options=options),
         ],
         "rpg": lambda: [Layout(page=PAGE, options=options)],
+        "control": lambda: [Control(**{"image": picture, "net": "edges"} | options)],
     }[way]()
 
 
@@ -212,9 +238,10 @@ def test_the_tables_are_whole() -> None:
         name: set(options) for name, options in OPTIONS.items()
     }
     assert set(PAIRS) == set(combinations(METHODS, 2))
-    assert {name for name, method in METHODS.items() if method.neutral} == set(NEUTRAL)
-    for name, settings in NEUTRAL.items():
-        assert METHODS[name].neutral.startswith(", ".join(f"{key}={value:g}" for key, value in settings.items()))
+    assert {name for name, method in METHODS.items() if method.neutral} == set(NEUTRAL) - {"control"}
+    for name in set(NEUTRAL) - {"control"}:
+        assert METHODS[name].neutral.startswith(", ".join(f"{key}={value:g}" for key, value in NEUTRAL[name].items()))
+    assert set(Control.model_fields) - {"kind", "by", "options", "image"} == set(CONTROL)
 
 
 @every_family
@@ -327,6 +354,53 @@ def test_an_option_has_an_effect_or_is_refused(
             plan_of(backbone, scene)
     else:
         assert not torch.equal(painted(backbone, plan_of(backbone, scene))[0].latents, one(Case(family, way)).latents)
+
+
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+@pytest.mark.parametrize("setting", CONTROL)
+def test_a_setting_of_a_control_has_an_effect_or_is_refused(family: str, setting: str, files: Path) -> None:
+    backbone, value = backbone_of(family), CONTROL[setting]
+    tall = Image.open(files / "picture.png").rotate(90, expand=True)  # so that there is something to fit
+    given = {"image": tall, setting: Image.open(files / value).rotate(90, expand=True) if setting == "mask" else value}
+    if (family, setting) in REFUSED:
+        with pytest.raises(CapriccioError, match=REFUSED[family, setting]):
+            plan_of(backbone, scene_of(Case(family, "control"), files, **given))
+        return
+    scenes = [scene_of(Case(family, "control"), files, **own) for own in ({"image": tall}, given)]
+    plain, other = (painted(backbone, plan_of(backbone, scene))[0].latents for scene in scenes)
+    assert not torch.equal(plain, other)
+
+
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+@pytest.mark.parametrize("way", ["image", *METHODS])
+def test_a_control_goes_with_everything_and_can_be_neutral(
+    family: str, way: str, one: Callable[[Case], Painted], files: Path
+) -> None:
+    backbone, scene = backbone_of(family), scene_of(Case(family, way), files)
+    followed, neutral = (
+        painted(backbone, plan_of(backbone, scene.having(*conditions("control", files, **own))))[0].latents
+        for own in ({}, NEUTRAL["control"])
+    )
+    assert torch.equal(neutral, one(Case(family, way)).latents)
+    assert not torch.equal(followed, neutral)
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"net": "egdes"}, "has no ControlNet 'egdes'; did you mean 'edges'"),
+        ({"net": None}, "names no ControlNet, and .* has 'edges', 'depth'; give net= one of them"),
+        ({"control_guidance_start": 0.1, "control_guidance_end": 0.4}, "0.1 to 0.4 of 2 steps holds no whole step"),
+        ({"controlnet_conditioning_scale": -1}, "received -1 for 'controlnet_conditioning_scale'"),
+        ({"strenght": 1}, "A control has no setting 'strenght'"),
+    ],
+)
+def test_a_bad_control_is_a_sentence_with_the_remedy(
+    family: str, settings: dict[str, Any], says: str, files: Path
+) -> None:
+    with pytest.raises(CapriccioError, match=says):
+        plan_of(backbone_of(family), scene_of(Case(family, "control"), files, **settings))
 
 
 @pytest.mark.parametrize("way", METHODS)
