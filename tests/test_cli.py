@@ -219,6 +219,15 @@ def test_method_and_options_go_to_the_conditions(easel: Easel, folder: Path) -> 
     assert lora == Lora("a.safetensors")
 
 
+def test_a_joint_canvas_takes_what_is_given_and_turns_do_not(easel: Easel, folder: Path) -> None:
+    weight = ("--option", "attention_weight=1.2")
+    assert run("paint", "a {mug}", *PLACED[:4], *weight).exit_code == 0
+    assert [one.options for one in easel.scene.conditions] == [{"attention_weight": 1.2}, {}]
+    assert run("paint", "a {mug}", *PLACED[:4], *weight, "--by", "diptych-joint").exit_code == 0
+    assert {one.by for one in easel.scene.conditions} == {"diptych-joint"}
+    assert easel.scene.conditions[0].options == {"attention_weight": 1.2}
+
+
 def test_a_free_name_is_found_when_none_is_given(easel: Easel, folder: Path) -> None:
     names = [run("paint", "a mug").stdout.strip() for _ in range(3)]
     assert names == ["painting.png", "painting-2.png", "painting-3.png"]

@@ -43,12 +43,13 @@ CLAIMS = {
 }
 """The engines of each backbone, the best first. Text and image to image need none."""
 SMALL: dict[str, Any] = {"width": 32, "height": 24, "num_inference_steps": 2}
-CANVAS = ("diptych", "inpainting")
+CANVAS = ("diptych", "inpainting", "diptych-joint")
 """Methods that lay out a canvas with a known part, which an engine keeps; the others paint from text alone."""
 NEUTRAL: dict[str, dict[str, Any]] = {
     "diptych": {"attention_weight": 1.0},
     "regional-prompting": {"mask_inject_steps": 0},
     "rpg": {"base_ratio": 1.0},
+    "diptych-joint": {"attention_weight": 1.0, "apart": False},
     "control": {"controlnet_conditioning_scale": 0.0},
 }
 """The setting at which a method, or a control, changes nothing; those without have nothing but the canvas."""
@@ -70,6 +71,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "trim_text": True,
     },
     "rpg": {"mode": "latent", "base_ratio": 0.9},
+    "diptych-joint": {
+        "attention_weight": 3.0,
+        "engine": "hold",
+        "control_scale": 0.5,
+        "pixel_offset": 0,
+        "template": "two pictures of {subject}: {prompt}",
+        "arrangement": "stack",
+        "apart": False,
+    },
 }
 """A value of each option that is not its default."""
 CONTROL: dict[str, Any] = {
@@ -97,10 +107,14 @@ _ONE_CANVAS = "each lays out the whole canvas"
 PAIRS = {
     ("diptych", "inpainting"): _ONE_CANVAS,
     ("diptych", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
-    ("diptych", "rpg"): _ONE_CANVAS,
+    ("diptych", "rpg"): "No cell of the page shows the subject 'mug'",  # one after the other, where one does
     ("inpainting", "regional-prompting"): _ONE_CANVAS,
     ("inpainting", "rpg"): _ONE_CANVAS,
     ("regional-prompting", "rpg"): _ONE_CANVAS,
+    ("diptych", "diptych-joint"): "none of them names the subject 'mug'",
+    ("inpainting", "diptych-joint"): "In turn 1 of 3, the regions: The conditions ask for",
+    ("regional-prompting", "diptych-joint"): "In turn 1 of 3, the regions: The conditions ask for",
+    ("rpg", "diptych-joint"): "In turn 1 of 3, the layout: The conditions ask for",
 }
 """For each two methods, the words that refuse them together; nothing where they run."""
 
@@ -186,6 +200,12 @@ def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
             Region("a cat", box=(0.5, 0, 1, 1), options=options),
         ],
         "rpg": lambda: [Layout(page=PAGE, options=options)],
+        "diptych-joint": lambda: [
+            Subject(files / "subject.png", name="cup", by=way, options=options),
+            Subject(files / "subject.png", name="hat", by=way),
+            Region("a {cup}", box=(0, 0, 0.5, 1), by=way),
+            Region("a {hat}", box=(0.5, 0, 1, 1), by=way),
+        ],
         "control": lambda: [Control(**{"image": picture, "net": "edges"} | options)],
     }[way]()
 
@@ -194,7 +214,8 @@ def scene_of(case: Case, files: Path, prompt: str = "a red mug", seed: int = 3, 
     given = {} if case.engine is None else {"engine": case.engine}
     # The scheduler of U-Nets draws noise between the steps, so that seeds and batches are examined there too.
     room = {"max_sequence_length": 24} if isinstance(case.backbone, FluxBackbone) else {"scheduler": "Euler a"}
-    own = {"image": {"num_inference_steps": 4}, "diptych": {"width": 16, "height": 16}}.get(case.way, {})
+    small = {"width": 16, "height": 16}
+    own = {"image": {"num_inference_steps": 4}, "diptych": small, "diptych-joint": small}.get(case.way, {})
     return Scene(prompt, conditions(case.way, files, **given | options), seed=seed, **SMALL | room | own)
 
 
@@ -240,7 +261,8 @@ def test_the_tables_are_whole() -> None:
     assert set(PAIRS) == set(combinations(METHODS, 2))
     assert {name for name, method in METHODS.items() if method.neutral} == set(NEUTRAL) - {"control"}
     for name in set(NEUTRAL) - {"control"}:
-        assert METHODS[name].neutral.startswith(", ".join(f"{key}={value:g}" for key, value in NEUTRAL[name].items()))
+        said = {key: str(value).lower() if value is False else f"{value:g}" for key, value in NEUTRAL[name].items()}
+        assert METHODS[name].neutral.startswith(", ".join(f"{key}={value}" for key, value in said.items()))
     assert set(Control.model_fields) - {"kind", "by", "options", "image"} == set(CONTROL)
 
 
@@ -440,7 +462,7 @@ def test_two_methods_run_together_or_say_why_not(family: str, pair: tuple[str, s
 @pytest.mark.parametrize("way", ["text", "image", *METHODS])
 def test_weighted_words_go_with_everything(family: str, way: str, files: Path) -> None:
     """A weight of 1 is neutral; the paper's template of the diptych is longer than the encoders of these tests read."""
-    short = {"template": "{prompt}"} if way == "diptych" else {}
+    short = {"template": "{prompt}"} if way.startswith("diptych") else {}
     scenes = [scene_of(Case(family, way), files, f"a {red} mug", **short) for red in ("red", "(red)1.0", "(red)3")]
     if way == "rpg":  # a page has its own words, so the planner is asked
         scenes = [scene.but(conditions=[Layout()]) for scene in scenes]

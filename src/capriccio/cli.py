@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import count
@@ -154,7 +154,7 @@ def _weighted(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def _controls(texts: Sequence[str], settings: dict[str, Sequence[Any]]) -> list[Condition]:
+def _controls(texts: Sequence[str], settings: Mapping[str, Sequence[Any]]) -> list[Condition]:
     """Return a control for each ``FILE[:NET]``, with settings that were given once for all, or for each in its turn."""
     from capriccio.scene import Control
 
@@ -344,7 +344,7 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
     Of a scene in turns, each condition has what a method of its own turn can be asked.
     """
     from capriccio.scene import Companion
-    from capriccio.turns import turns
+    from capriccio.turns import are_several
 
     if by is None and not options:
         return scene
@@ -353,19 +353,28 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
             "--by and --option need a condition to work on; add --subject, --style, --edit, --region or --layout."
         )
 
-    single = len(turns(scene)) == 1
-    every = {condition.kind for condition in scene.conditions}
     # What nobody here takes is given to all, so that a plan refuses it.
-    takers = {name: every if single else _takers(name) & every or every for name in options}
-    led = every if single or by is None else _kinds(by) & every or every
+    every = {condition.kind for condition in scene.conditions}
+    led = set() if by is None else _kinds(by) & every or every
+    scene = _each(scene, lambda condition: {"by": by} if condition.kind in led else {})
+    in_turns = are_several(scene)
+    takers = {name: _takers(name) & every or every if in_turns else every for name in options}
 
-    def given(condition: Condition) -> Condition:
-        mine = {name: value for name, value in options.items() if condition.kind in takers[name]}
-        settings = dict(condition) | {"options": condition.options | mine}
-        settings |= {"by": by} if by and condition.kind in led else {}
-        return condition if isinstance(condition, Companion) else type(condition)(**settings)
+    def mine(condition: Condition) -> dict[str, Any]:
+        own = {name: value for name, value in options.items() if condition.kind in takers[name]}
+        return {"options": condition.options | own}
 
-    return scene.but(conditions=tuple(map(given, scene.conditions)))
+    return _each(scene, mine)
+
+
+def _each(scene: Scene, settings: Callable[[Condition], dict[str, Any]]) -> Scene:
+    """Return the scene with each condition that a method works on changed."""
+    from capriccio.scene import Companion
+
+    changed = [
+        one if isinstance(one, Companion) else type(one)(**dict(one) | settings(one)) for one in scene.conditions
+    ]
+    return scene.but(conditions=changed)
 
 
 def _kinds(by: str) -> set[str]:
@@ -376,10 +385,14 @@ def _kinds(by: str) -> set[str]:
 
 
 def _takers(option: str) -> set[str]:
-    """Return the kinds of condition for which a method has an option."""
+    """Return the kinds of condition for which a method of a turn has an option."""
     from capriccio.methods import METHODS
 
-    return {kind for name, method in METHODS.items() if option in method.settings for kind in _kinds(name)}
+    # What paints subjects and regions at once is at work in no turn.
+    turning = {
+        name for name, method in METHODS.items() if not any({"subject", "region"} <= kinds for kinds in method.takes)
+    }
+    return {kind for name in turning if option in METHODS[name].settings for kind in _kinds(name)}
 
 
 def _model(name: str | None, scene: Path | None) -> str:

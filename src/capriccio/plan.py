@@ -40,7 +40,7 @@ from capriccio.errors import CapriccioError, nearest
 from capriccio.guidance import Branch, Chain, classifier_free
 from capriccio.phases import POSITIVE, Phase, Prompt, Reader, named_groups
 from capriccio.scene import Companion, Control, Lora, Scene
-from capriccio.turns import Turn, turns
+from capriccio.turns import Turn, settled, turns
 
 T = TypeVar("T")
 
@@ -263,6 +263,7 @@ def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -
     Raises:
         CapriccioError: If something cannot be done, or would have no effect.
     """
+    scene = settled(scene)
     first, *others = turns(scene)
     if not others:
         return _plan_one(scene, backbone, methods)

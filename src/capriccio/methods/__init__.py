@@ -4,7 +4,8 @@ from capriccio.draft import Method
 from capriccio.methods import diptych, inpainting, regional_prompting, rpg
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (diptych.METHOD, inpainting.METHOD, regional_prompting.METHOD, rpg.METHOD)
+    method.name: method
+    for method in (diptych.METHOD, inpainting.METHOD, regional_prompting.METHOD, rpg.METHOD, diptych.JOINT)
 }
 
 __all__ = ["METHODS", "Method"]
