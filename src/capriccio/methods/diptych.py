@@ -27,8 +27,8 @@ Differences from the authors' code, all of them deliberate:
 * a backbone with numbers of its own (the miniature) keeps them: steps, guidance, panel size, margin.
 
 Ours, and an experiment: ``diptych-joint`` paints several subjects, each in a region of its own, on one canvas. The
-paper paints them one after the other, and so do we unless this is asked for by name. The references have a
-panel each (``arrangement="row"``) or share the left one (``"stack"``); the tokens of a place see their own reference with the
+paper paints them one after the other, and so do we unless this is asked for by name. The references have a panel each
+(``arrangement="row"``) or share the left one (``"stack"``); the tokens of a place see their own reference with the
 weight lambda, and neither they nor the references see another's (``apart``):
 
     A'[q, k] = lambda A[q, k]    for q in place i, k in reference i;    k in reference j is hidden from place i
