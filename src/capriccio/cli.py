@@ -344,7 +344,7 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
     Of a scene in turns, each condition has what a method of its own turn can be asked.
     """
     from capriccio.scene import Companion
-    from capriccio.turns import are_several
+    from capriccio.turns import are_several, turns
 
     if by is None and not options:
         return scene
@@ -358,6 +358,8 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
     led = set() if by is None else _kinds(by) & every or every
     scene = _each(scene, lambda condition: {"by": by} if condition.kind in led else {})
     in_turns = are_several(scene)
+    if "layout" not in every:
+        turns(scene)  # a place that is not clear is told before a model is opened
     takers = {name: _takers(name) & every or every if in_turns else every for name in options}
 
     def mine(condition: Condition) -> dict[str, Any]:
