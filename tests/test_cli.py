@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -18,7 +19,7 @@ from capriccio import pictures
 from capriccio.cli import app
 from capriccio.errors import Cancelled
 from capriccio.perception.pages import Page
-from capriccio.scene import Edit, Lora, Region, Scene, Style, Subject
+from capriccio.scene import Control, Edit, Lora, Region, Scene, Style, Subject
 
 PLACED = ("--subject", "mug.png:mug", "--region", "0,0.25,0.5,1: a {mug}", "--region", "0.5,0.25,1,1: a hat")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -88,7 +89,7 @@ def test_a_sentence_and_a_subject(easel: Easel, folder: Path) -> None:
     result = run("paint", "the {toy mug} in the snow", "--subject", "mug.png:toy mug", "--seed", 7, "-o", "snow.png")
     assert (result.exit_code, result.stdout) == (0, "snow.png\n")
     assert easel.scene == Scene("the {toy mug} in the snow", [Subject("mug.png", name="toy mug")], seed=7)
-    assert easel.opened == [("miniature", {"inpainting": None, "memory": "full"})]
+    assert easel.opened == [("miniature", {"inpainting": None, "controlnets": {}, "memory": "full"})]
     assert Image.open("snow.png").size == (8, 8)
 
 
@@ -152,6 +153,58 @@ def test_regions_are_boxes_or_masks(easel: Easel, folder: Path) -> None:
     )
 
 
+def test_regions_have_names_that_loras_work_in(easel: Easel, folder: Path) -> None:
+    Path("a=b.png").write_bytes(Path("mask.png").read_bytes())
+    Path("at@home.safetensors").touch()
+    places = ("--region", "hat=0,0,0.5,1: a hat", "--region", "cat = mask.png: a cat", "--region", "a=b.png: a dog")
+    names = ("wool.safetensors:0.8@hat", "someone/fur@cat", "at@home.safetensors:2", "at@home.safetensors")
+    assert run("paint", "a shelf", *places, *(word for name in names for word in ("--lora", name))).exit_code == 2
+    assert run("paint", "a shelf", *places, *(word for name in names[:3] for word in ("--lora", name))).exit_code == 0
+    assert easel.scene.conditions == (
+        Region("a hat", box=(0, 0, 0.5, 1), name="hat"),
+        Region("a cat", mask="mask.png", name="cat"),
+        Region("a dog", mask="a=b.png"),
+        Lora("wool.safetensors", weight=0.8, region="hat"),
+        Lora("someone/fur", region="cat"),
+        Lora("at@home.safetensors", weight=2.0),
+    )
+
+
+def test_controls_have_settings_for_all_or_for_each(easel: Easel, folder: Path) -> None:
+    pictures = ("--control", "mug.png:union", "--control", "back.png:edges")
+    each = ("--control-mode", "depth", "--control-mode", "none", "--control-scale", 0.5, "--control-scale", 0.9)
+    assert run("paint", "a", *pictures, *each, "--control-start", 0.1, "--control-end", 0.8).exit_code == 0
+    steps = {"control_guidance_start": 0.1, "control_guidance_end": 0.8}
+    assert easel.scene.conditions == (
+        Control("mug.png", "union", mode="depth", controlnet_conditioning_scale=0.5, **steps),
+        Control("back.png", "edges", controlnet_conditioning_scale=0.9, **steps),
+    )
+    Path("a:b.png").write_bytes(Path("mask.png").read_bytes())
+    for typed in ("mug.png", "a:b.png"):
+        assert run("paint", "a", "--control", typed, "--control-mode", 2, "--guess-mode").exit_code == 0
+        assert easel.scene.conditions == (Control(typed, mode=2, guess_mode=True),)
+
+
+def test_a_typed_control_takes_the_place_of_those_of_a_scene(easel: Easel, folder: Path) -> None:
+    Scene("a", [Control("mug.png", "edges"), Control("back.png", "depth")]).save("scene.yaml")
+    assert run("paint", "--scene", "scene.yaml", "--control", "style.png:edges").exit_code == 0
+    assert easel.scene.conditions == (Control("style.png", "edges"),)
+
+
+def test_a_plan_shows_controls_and_loras(flux_folder: Path, folder: Path) -> None:
+    tiny.control_flux().save_pretrained("edges")
+    lora = tiny.save_lora(folder / "lora")
+    hat = Region("a hat", box=(0, 0, 0.5, 1), name="hat")
+    Scene("a shelf", [hat, Control("mug.png"), Lora(lora, name="wool", region="hat")], max_sequence_length=24).save(
+        "scene.yaml"
+    )
+    opened = ("--model", flux_folder, "--controlnet", "lines=edges")
+    said = run("plan", "scene.yaml", *opened).stdout
+    assert "ControlNet lines x 1" in said
+    assert "LoRA wool x 1, in the region 'hat' alone" in said
+    assert "opened without a ControlNet; open it with controlnets=" in run("plan", "scene.yaml", *opened[:2]).stderr
+
+
 def test_typed_regions_join_those_of_a_scene(easel: Easel, folder: Path) -> None:
     Scene("a street", [Region("a car", box=(0, 0, 0.5, 1))]).save("scene.yaml")
     assert run("paint", "--scene", "scene.yaml", "--region", "0.5,0,1,1: a lamp").exit_code == 0
@@ -164,6 +217,15 @@ def test_method_and_options_go_to_the_conditions(easel: Easel, folder: Path) -> 
     subject, lora = easel.scene.conditions
     assert (subject.by, subject.options) == ("diptych", {"attention_weight": 1.2, "engine": "fill"})
     assert lora == Lora("a.safetensors")
+
+
+def test_a_joint_canvas_takes_what_is_given_and_turns_do_not(easel: Easel, folder: Path) -> None:
+    weight = ("--option", "attention_weight=1.2")
+    assert run("paint", "a {mug}", *PLACED[:4], *weight).exit_code == 0
+    assert [one.options for one in easel.scene.conditions] == [{"attention_weight": 1.2}, {}]
+    assert run("paint", "a {mug}", *PLACED[:4], *weight, "--by", "diptych-joint").exit_code == 0
+    assert {one.by for one in easel.scene.conditions} == {"diptych-joint"}
+    assert easel.scene.conditions[0].options == {"attention_weight": 1.2}
 
 
 def test_a_free_name_is_found_when_none_is_given(easel: Easel, folder: Path) -> None:
@@ -182,8 +244,10 @@ def test_json_reports_what_was_painted(easel: Easel, folder: Path, monkeypatch: 
 
 
 def test_models_are_opened_as_asked(easel: Easel, folder: Path) -> None:
-    run("paint", "a mug", "--model", "some/flux", "--inpainting", "some/net", "--memory", "8bit")
-    assert easel.opened == [("some/flux", {"inpainting": "some/net", "memory": "8bit"})]
+    nets = ("--controlnet", "some/canny", "--controlnet", "far=nets/depth")
+    run("paint", "a mug", "--model", "some/flux", "--inpainting", "some/net", *nets, "--memory", "8bit")
+    opened = {"canny": "some/canny", "far": "nets/depth"}
+    assert easel.opened == [("some/flux", {"inpainting": "some/net", "controlnets": opened, "memory": "8bit"})]
 
 
 # --- scenes and recipes ---
@@ -247,6 +311,23 @@ def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
         (["paint", "a", "--by", "diptych"], "need a condition to work on"),
         (["paint", "a", "--subject", "mug.png:mug", "--option", "x"], "write NAME=VALUE"),
         (["paint", "a", "--region", "a car"], "needs a place and a prompt"),
+        (["paint", "a", "--region", "car=: a car"], "needs a place and a prompt"),
+        (["paint", "a", "--region", "0,0,1,1: a car", "--lora", "x@car"], "no region of the scene has a name"),
+        (["paint", "a", "--region", "car=0,0,1,1: a car", "--lora", "x@cat"], "did you mean 'car'"),
+        (["paint", "a", "--lora", "@car"], "--lora received '@car', but needs a file and the name of a region"),
+        (["paint", "a", "--lora", "x:0.5@"], "--lora received 'x:0.5@'"),
+        (["paint", "a", "--control", "mug.png:"], "--control received 'mug.png:', but needs a picture"),
+        (["paint", "a", "--control", "mug.png", "--control-mode", "dept"], "did you mean 'depth'"),
+        (["paint", "a", "--control", "mug.png", "--control-scale", "-1"], "'controlnet_conditioning_scale'"),
+        (["paint", "a", "--control", "mug.png", "--control-start", "1"], "which leaves none"),
+        (["paint", "a", "--guess-mode"], "--guess-mode came without --control"),
+        (["paint", "a", "--control-end", "0.5"], "--control-end came without --control; give the picture"),
+        (
+            ["paint", "a", *["--control", "mug.png"] * 3, *["--control-scale", "1"] * 2],
+            "--control-scale came 2 times, but there are 3 controls; give it once for all of them, or once for each",
+        ),
+        (["paint", "a", "--controlnet", "x="], "--controlnet received 'x=', but needs a folder"),
+        (["paint", "a", "--controlnet", "a/x", "--controlnet", "b/x"], "both called 'x'; write NAME=FOLDER"),
         (["paint", "a", "--region", "0,0,1,1:"], "needs a place and a prompt"),
         (["paint", "a", "--region", "0,0,1: a car"], "a box is four numbers"),
         (["paint", "a", "--region", "0,0,x,1: a car"], "a box is four numbers"),

@@ -15,6 +15,7 @@ from diffusers import (
     FluxControlNetPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
 )
 from diffusers.pipelines.flux import pipeline_flux_controlnet
 from PIL import Image
@@ -52,19 +53,31 @@ def half(size: tuple[int, int] = (48, 32)) -> Image.Image:
 
 
 def new(family: str) -> Any:
-    """A backbone with the nets ``edges`` and ``depth``, and on FLUX ``union`` as well."""
+    """A backbone with the nets ``edges``, ``depth``, on FLUX and SDXL ``union``, on U-Nets ``shuffle`` as well."""
     if family == "flux":
         pipe = tiny.flux()
         nets = {"edges": tiny.control_flux(), "depth": tiny.control_flux(seed=6), "union": tiny.control_flux(7)}
         return FluxBackbone(pipe, controlnet=tiny.controlnet(pipe.transformer), controlnets=nets)
     pipe = tiny.stable_diffusion(family)
     nets = {"edges": tiny.control_unet(pipe.unet), "depth": tiny.control_unet(pipe.unet, seed=6)}
+    nets |= {"shuffle": tiny.control_unet(pipe.unet, seed=8, global_pool_conditions=True)}
+    nets |= {"union": tiny.control_union(pipe.unet)} if family == "sdxl" else {}
     return UNetBackbone(pipe, controlnets=nets)
 
 
 @pytest.fixture(scope="module")
 def flux() -> FluxBackbone:
     return new("flux")
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> UNetBackbone:
+    return new("sdxl")
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def unet(request: pytest.FixtureRequest) -> UNetBackbone:
+    return new(request.param)
 
 
 @pytest.fixture(scope="module", params=["flux", "sd15", "sdxl"])
@@ -122,6 +135,17 @@ def stock(backbone: Any, monkeypatch: pytest.MonkeyPatch, names: list[str], imag
     return pipe("a street", generator=generator, **room | settings).images
 
 
+def union_stock(backbone: Any, image: Any, mode: Any, **settings: Any) -> Tensor:
+    """The latents of diffusers' pipeline of the union of SDXL."""
+    pipe = StableDiffusionXLControlNetUnionPipeline(
+        **backbone.pipe.components | {"controlnet": backbone.controlnets["union"]}, add_watermarker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    room: dict[str, Any] = SIZE | {"num_inference_steps": 4, "output_type": "latent"}
+    generator = torch.Generator().manual_seed(3)
+    return pipe("a street", control_image=image, control_mode=mode, generator=generator, **room | settings).images
+
+
 def off(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
@@ -168,6 +192,73 @@ def test_a_union_is_diffusers_to_the_last_bit(flux: FluxBackbone, monkeypatch: p
     assert torch.equal(depth, stock(flux, monkeypatch, ["union"], [DEPTH], control_mode=2))
     assert torch.equal(depth, latents_of(flux, Control(DEPTH, "union", mode=2)))
     assert not torch.equal(depth, latents_of(flux, Control(DEPTH, "union", mode="pose")))
+
+
+@pytest.mark.parametrize("net", ["edges", "shuffle"])
+@pytest.mark.parametrize("guided", [False, True], ids=["alone", "guided"])
+def test_guess_mode_is_diffusers_to_the_last_bit(
+    unet: UNetBackbone, net: str, guided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A net that pools its picture is in guess mode without being asked."""
+    numbers = {"guidance_scale": 3.0, "negative_prompt": "a dog"} if guided else {"guidance_scale": 1.0}
+    control = Control(EDGES, net, controlnet_conditioning_scale=0.8, guess_mode=net == "edges")
+    plan = plan_of(unet, control, **numbers)
+    assert "the prompt's branch alone (guess mode)" in plan.sections()["controls"][0]
+    ours = latents_from(unet, plan)
+    settings = {"controlnet_conditioning_scale": 0.8, "guess_mode": net == "edges"}
+    assert torch.equal(ours, stock(unet, monkeypatch, [net], [EDGES], **settings, **numbers))
+    assert off(ours, latents_of(unet, **numbers)) > 1e-5
+    if net == "edges":
+        assert not torch.equal(ours, latents_of(unet, control.model_copy(update={"guess_mode": False}), **numbers))
+
+
+def test_two_nets_that_guess_are_diffusers_to_the_last_bit(unet: UNetBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    controls = [Control(EDGES, "edges", guess_mode=True), Control(DEPTH, "depth", guess_mode=True)]
+    theirs = stock(unet, monkeypatch, ["edges", "depth"], [EDGES, DEPTH], guess_mode=True)
+    assert torch.equal(latents_of(unet, *controls), theirs)
+    one = [controls[0], Control(DEPTH, "depth")]  # diffusers has one setting for all
+    assert not torch.equal(latents_of(unet, *one), theirs)
+
+
+def test_a_net_that_pools_its_picture_steers_its_place_alone(unet: UNetBackbone) -> None:
+    found: list[Any] = []
+    steer, unet.steer = unet.steer, lambda *a: found.append(steer(*a)) or found[-1]
+    try:
+        latents_of(unet, Control(EDGES, "shuffle", mask=half()), num_inference_steps=1, guidance_scale=3.0)
+    finally:
+        del unet.steer
+    for value in (*found[0]["down_block_additional_residuals"], found[0]["mid_block_additional_residual"]):
+        without, steered = value
+        columns = value.shape[-1]
+        assert not without.any()
+        assert steered[..., : columns // 2].abs().min() > 0
+        assert not steered[..., columns // 2 :].any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "guidance"),
+    # With guess mode and guidance, diffusers' pipeline of the union gives it rows of two sizes, and stops.
+    [({}, 1.0), ({}, 3.0), ({"guess_mode": True}, 1.0), ({"controlnet_conditioning_scale": 0.6}, 3.0)],
+    ids=str,
+)
+def test_the_union_of_sdxl_is_diffusers_to_the_last_bit(
+    sdxl: UNetBackbone, settings: dict[str, Any], guidance: float
+) -> None:
+    numbers = {"guidance_scale": guidance}
+    depth = latents_of(sdxl, Control(DEPTH, "union", mode="depth", **settings), **numbers)
+    assert torch.equal(depth, union_stock(sdxl, [DEPTH], [1], **settings, **numbers))
+    assert torch.equal(depth, latents_of(sdxl, Control(DEPTH, "union", mode=1, **settings), **numbers))
+    assert not torch.equal(depth, latents_of(sdxl, Control(DEPTH, "union", mode="canny", **settings), **numbers))
+    both = [Control(DEPTH, "union", mode="depth", **settings), Control(EDGES, "union", mode="canny", **settings)]
+    theirs = union_stock(sdxl, [DEPTH, EDGES], [1, 3], **settings, **numbers)
+    assert torch.equal(latents_of(sdxl, *both, **numbers), theirs)
+
+
+def test_pictures_of_a_union_have_strengths_and_places_of_their_own(sdxl: UNetBackbone) -> None:
+    depth, edges = Control(DEPTH, "union", mode="depth"), Control(EDGES, "union", mode="canny")
+    both = latents_of(sdxl, depth, edges)
+    for settings in ({"controlnet_conditioning_scale": 0.5}, {"mask": half()}, {"control_guidance_end": 0.5}):
+        assert off(both, latents_of(sdxl, depth, Control(EDGES, "union", mode="canny", **settings))) > 1e-4
 
 
 def test_several_modes_and_nets_are_diffusers_to_the_last_bit(
@@ -374,8 +465,10 @@ def test_pipelines_bring_their_nets_along(backbone: Any) -> None:
 @pytest.mark.parametrize("guided", [False, True])
 def test_counted_cost_is_what_the_networks_do(backbone: Any, guided: bool) -> None:
     controls = [Control(EDGES, "edges", control_guidance_end=0.5), Control(DEPTH, "depth", mask=half())]
-    if isinstance(backbone, FluxBackbone):
-        controls.append(Control(DEPTH, "union", mode="depth"))
+    if "union" in backbone.controlnets:
+        controls += [Control(DEPTH, "union", mode="depth"), Control(EDGES, "union", mode="canny")]
+    if "shuffle" in backbone.controlnets:
+        controls += [Control(DEPTH, "shuffle")]
     plan = plan_of(backbone, *controls, true_cfg_scale=2.0 if guided else 1.0)
     counts: list[int] = []
     networks = [backbone.base, *backbone.controlnets.values()]
@@ -432,6 +525,17 @@ def test_a_unets_folder_opens(tmp_path: Path) -> None:
     assert torch.equal(latents_of(backbone, Control(EDGES)), latents_of(new("sd15"), Control(EDGES, "edges")))
 
 
+def test_a_folder_of_the_union_opens_under_both_its_names(sdxl: UNetBackbone, tmp_path: Path) -> None:
+    sdxl.pipe.save_pretrained(tmp_path / "sdxl")
+    tiny.control_union(sdxl.pipe.unet).save_pretrained(tmp_path / "union")
+    ours = latents_of(sdxl, Control(DEPTH, "union", mode="depth"))
+    file = tmp_path / "union" / "config.json"
+    for name in ("ControlNetUnionModel", "ControlNetModel_Union"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": name}))
+        backbone = open_backbone(tmp_path / "sdxl", controlnets=[tmp_path / "union"])
+        assert torch.equal(latents_of(backbone, Control(DEPTH, mode="depth")), ours)
+
+
 def test_nets_of_another_family_are_refused(flux_folder: Path, controlnet_folder: Path, tmp_path: Path) -> None:
     pipe = tiny.stable_diffusion()
     tiny.control_unet(pipe.unet).save_pretrained(tmp_path / "edges")
@@ -482,7 +586,6 @@ def test_nets_that_do_not_fit_flux(settings: dict[str, Any], says: str) -> None:
         ({"block_out_channels": (16, 16)}, r"block_out_channels \(16, 16\)"),
         ({"conditioning_embedding_out_channels": (8, 8, 8)}, "cells of 4 pixels"),
         ({"conditioning_channels": 1}, "1 of a picture"),
-        ({"global_pool_conditions": True}, "guess mode and is not painted here"),
     ],
 )
 def test_nets_that_do_not_fit_a_unet(settings: dict[str, Any], says: str) -> None:
@@ -529,7 +632,9 @@ def test_bad_controls_are_refused_in_a_sentence(settings: dict[str, Any], says: 
         ({"net": "egdes"}, "has no ControlNet 'egdes'; did you mean 'edges'"),
         ({"net": "edges", "mode": "depth"}, "'edges' knows one kind of picture only; leave it out"),
         ({"net": "union"}, "'union' knows 7 kinds of picture, but the control does not say which; give mode= 'canny'"),
-        ({"net": "union", "mode": 7}, "mode=7 is number 7, but the ControlNet 'union' knows 7 .* 0 to 6"),
+        ({"net": "union", "mode": "segment"}, "'union' knows no picture of mode='segment'; valid names are"),
+        ({"net": "edges", "guess_mode": True}, "the ControlNets of FLUX, as 'edges', have none; leave it out"),
+        ({"net": "union", "mode": 7}, "mode=7 was given, but the ControlNet 'union' knows 7 .* 0 to 6"),
         (
             {"net": "edges", "control_guidance_start": 0.3, "control_guidance_end": 0.4},
             "0.3 to 0.4 of 4 steps holds no",

@@ -30,7 +30,7 @@ from capriccio.methods import METHODS
 from capriccio.phases import Pass
 from capriccio.plan import Plan, make_plan
 from capriccio.sampling import paint
-from capriccio.scene import Condition, Edit, Layout, Region, Scene, Subject
+from capriccio.scene import Condition, Control, Edit, Layout, Region, Scene, Subject
 
 ENGINES = ("controlnet", "fill", "hold")
 CLAIMS = {
@@ -43,14 +43,16 @@ CLAIMS = {
 }
 """The engines of each backbone, the best first. Text and image to image need none."""
 SMALL: dict[str, Any] = {"width": 32, "height": 24, "num_inference_steps": 2}
-CANVAS = ("diptych", "inpainting")
+CANVAS = ("diptych", "inpainting", "diptych-joint")
 """Methods that lay out a canvas with a known part, which an engine keeps; the others paint from text alone."""
 NEUTRAL: dict[str, dict[str, Any]] = {
     "diptych": {"attention_weight": 1.0},
     "regional-prompting": {"mask_inject_steps": 0},
     "rpg": {"base_ratio": 1.0},
+    "diptych-joint": {"attention_weight": 1.0, "apart": False},
+    "control": {"controlnet_conditioning_scale": 0.0},
 }
-"""The setting at which a method changes nothing; those without have nothing but the canvas."""
+"""The setting at which a method, or a control, changes nothing; those without have nothing but the canvas."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "diptych": {
         "attention_weight": 3.0,
@@ -69,9 +71,32 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "trim_text": True,
     },
     "rpg": {"mode": "latent", "base_ratio": 0.9},
+    "diptych-joint": {
+        "attention_weight": 3.0,
+        "engine": "hold",
+        "control_scale": 0.5,
+        "pixel_offset": 0,
+        "template": "two pictures of {subject}: {prompt}",
+        "arrangement": "stack",
+        "apart": False,
+    },
 }
 """A value of each option that is not its default."""
+CONTROL: dict[str, Any] = {
+    "net": "depth",
+    "mode": "depth",
+    "controlnet_conditioning_scale": 0.5,
+    "control_guidance_start": 0.5,
+    "control_guidance_end": 0.5,
+    "guess_mode": True,
+    "mask": "mask.png",
+    "fit": "crop",
+}
+"""The same for the settings of a control, which goes with every method."""
 REFUSED = {
+    ("flux", "mode"): "knows one kind of picture only; leave it out",
+    ("sd15", "mode"): "knows one kind of picture only; leave it out",
+    ("flux", "guess_mode"): "have none; leave it out",
     ("sd15", "control_scale"): "control_scale has no effect with the engine",
     ("sd15", "double_inject_blocks_interval"): "counts blocks of FLUX",
     ("sd15", "single_inject_blocks_interval"): "counts blocks of FLUX",
@@ -82,10 +107,14 @@ _ONE_CANVAS = "each lays out the whole canvas"
 PAIRS = {
     ("diptych", "inpainting"): _ONE_CANVAS,
     ("diptych", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
-    ("diptych", "rpg"): _ONE_CANVAS,
+    ("diptych", "rpg"): "No cell of the page shows the subject 'mug'",  # one after the other, where one does
     ("inpainting", "regional-prompting"): _ONE_CANVAS,
     ("inpainting", "rpg"): _ONE_CANVAS,
     ("regional-prompting", "rpg"): _ONE_CANVAS,
+    ("diptych", "diptych-joint"): "none of them names the subject 'mug'",
+    ("inpainting", "diptych-joint"): "In turn 1 of 3, the regions: The conditions ask for",
+    ("regional-prompting", "diptych-joint"): "In turn 1 of 3, the regions: The conditions ask for",
+    ("rpg", "diptych-joint"): "In turn 1 of 3, the layout: The conditions ask for",
 }
 """For each two methods, the words that refuse them together; nothing where they run."""
 
@@ -94,12 +123,22 @@ PAIRS = {
 def backbone_of(family: str) -> Any:
     if family == "flux":
         pipe = tiny.flux()
-        return FluxBackbone(pipe, controlnet=tiny.controlnet(pipe.transformer), fill=tiny.fill().transformer)
+        fill = tiny.fill().transformer
+        return FluxBackbone(pipe, controlnet=tiny.controlnet(pipe.transformer), fill=fill, controlnets=nets_of())
     if family == "flux-fill":
-        return FluxBackbone(tiny.fill())
+        return FluxBackbone(tiny.fill(), controlnets=nets_of())
     kind, _, inpaint = family.partition("-")
     fill = tiny.stable_diffusion(kind, inpaint=True, seed=1).unet if "fill" in CLAIMS[family] and not inpaint else None
-    return UNetBackbone(tiny.stable_diffusion(kind, inpaint=bool(inpaint)), fill=fill)
+    pipe = tiny.stable_diffusion(kind, inpaint=bool(inpaint))
+    return UNetBackbone(pipe, fill=fill, controlnets=nets_of(pipe.unet))
+
+
+def nets_of(unet: Any = None) -> dict[str, Any]:
+    """Two ControlNets: of a U-Net, whose latents they read and nothing else of an inpainting model; else of FLUX."""
+    seeds = {"edges": 5, "depth": 6}
+    if unet is None:
+        return {name: tiny.control_flux(seed=seed) for name, seed in seeds.items()}
+    return {name: tiny.control_unet(unet, seed, in_channels=tiny.LATENTS) for name, seed in seeds.items()}
 
 
 @dataclass(frozen=True)
@@ -119,7 +158,7 @@ class Case:
 
 
 CASES = [
-    *(Case(family, way) for family in CLAIMS for way in ("text", "image")),
+    *(Case(family, way) for family in CLAIMS for way in ("text", "image", "control")),
     *(Case(family, way, engine) for family in CLAIMS for way in CANVAS for engine in CLAIMS[family]),
     *(Case(family, way) for family in CLAIMS for way in METHODS if way not in CANVAS),
 ]
@@ -161,6 +200,13 @@ def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
             Region("a cat", box=(0.5, 0, 1, 1), options=options),
         ],
         "rpg": lambda: [Layout(page=PAGE, options=options)],
+        "diptych-joint": lambda: [
+            Subject(files / "subject.png", name="cup", by=way, options=options),
+            Subject(files / "subject.png", name="hat", by=way),
+            Region("a {cup}", box=(0, 0, 0.5, 1), by=way),
+            Region("a {hat}", box=(0.5, 0, 1, 1), by=way),
+        ],
+        "control": lambda: [Control(**{"image": picture, "net": "edges"} | options)],
     }[way]()
 
 
@@ -168,7 +214,8 @@ def scene_of(case: Case, files: Path, prompt: str = "a red mug", seed: int = 3, 
     given = {} if case.engine is None else {"engine": case.engine}
     # The scheduler of U-Nets draws noise between the steps, so that seeds and batches are examined there too.
     room = {"max_sequence_length": 24} if isinstance(case.backbone, FluxBackbone) else {"scheduler": "Euler a"}
-    own = {"image": {"num_inference_steps": 4}, "diptych": {"width": 16, "height": 16}}.get(case.way, {})
+    small = {"width": 16, "height": 16}
+    own = {"image": {"num_inference_steps": 4}, "diptych": small, "diptych-joint": small}.get(case.way, {})
     return Scene(prompt, conditions(case.way, files, **given | options), seed=seed, **SMALL | room | own)
 
 
@@ -212,9 +259,11 @@ def test_the_tables_are_whole() -> None:
         name: set(options) for name, options in OPTIONS.items()
     }
     assert set(PAIRS) == set(combinations(METHODS, 2))
-    assert {name for name, method in METHODS.items() if method.neutral} == set(NEUTRAL)
-    for name, settings in NEUTRAL.items():
-        assert METHODS[name].neutral.startswith(", ".join(f"{key}={value:g}" for key, value in settings.items()))
+    assert {name for name, method in METHODS.items() if method.neutral} == set(NEUTRAL) - {"control"}
+    for name in set(NEUTRAL) - {"control"}:
+        said = {key: str(value).lower() if value is False else f"{value:g}" for key, value in NEUTRAL[name].items()}
+        assert METHODS[name].neutral.startswith(", ".join(f"{key}={value}" for key, value in said.items()))
+    assert set(Control.model_fields) - {"kind", "by", "options", "image"} == set(CONTROL)
 
 
 @every_family
@@ -329,6 +378,53 @@ def test_an_option_has_an_effect_or_is_refused(
         assert not torch.equal(painted(backbone, plan_of(backbone, scene))[0].latents, one(Case(family, way)).latents)
 
 
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+@pytest.mark.parametrize("setting", CONTROL)
+def test_a_setting_of_a_control_has_an_effect_or_is_refused(family: str, setting: str, files: Path) -> None:
+    backbone, value = backbone_of(family), CONTROL[setting]
+    tall = Image.open(files / "picture.png").rotate(90, expand=True)  # so that there is something to fit
+    given = {"image": tall, setting: Image.open(files / value).rotate(90, expand=True) if setting == "mask" else value}
+    if (family, setting) in REFUSED:
+        with pytest.raises(CapriccioError, match=REFUSED[family, setting]):
+            plan_of(backbone, scene_of(Case(family, "control"), files, **given))
+        return
+    scenes = [scene_of(Case(family, "control"), files, **own) for own in ({"image": tall}, given)]
+    plain, other = (painted(backbone, plan_of(backbone, scene))[0].latents for scene in scenes)
+    assert not torch.equal(plain, other)
+
+
+@pytest.mark.parametrize("family", ["flux", "sd15"])
+@pytest.mark.parametrize("way", ["image", *METHODS])
+def test_a_control_goes_with_everything_and_can_be_neutral(
+    family: str, way: str, one: Callable[[Case], Painted], files: Path
+) -> None:
+    backbone, scene = backbone_of(family), scene_of(Case(family, way), files)
+    followed, neutral = (
+        painted(backbone, plan_of(backbone, scene.having(*conditions("control", files, **own))))[0].latents
+        for own in ({}, NEUTRAL["control"])
+    )
+    assert torch.equal(neutral, one(Case(family, way)).latents)
+    assert not torch.equal(followed, neutral)
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"net": "egdes"}, "has no ControlNet 'egdes'; did you mean 'edges'"),
+        ({"net": None}, "names no ControlNet, and .* has 'edges', 'depth'; give net= one of them"),
+        ({"control_guidance_start": 0.1, "control_guidance_end": 0.4}, "0.1 to 0.4 of 2 steps holds no whole step"),
+        ({"controlnet_conditioning_scale": -1}, "received -1 for 'controlnet_conditioning_scale'"),
+        ({"strenght": 1}, "A control has no setting 'strenght'"),
+    ],
+)
+def test_a_bad_control_is_a_sentence_with_the_remedy(
+    family: str, settings: dict[str, Any], says: str, files: Path
+) -> None:
+    with pytest.raises(CapriccioError, match=says):
+        plan_of(backbone_of(family), scene_of(Case(family, "control"), files, **settings))
+
+
 @pytest.mark.parametrize("way", METHODS)
 def test_an_unknown_option_is_refused(way: str, files: Path) -> None:
     with pytest.raises(CapriccioError, match=r"no option 'strenght'; (did you mean|valid names are)"):
@@ -366,7 +462,7 @@ def test_two_methods_run_together_or_say_why_not(family: str, pair: tuple[str, s
 @pytest.mark.parametrize("way", ["text", "image", *METHODS])
 def test_weighted_words_go_with_everything(family: str, way: str, files: Path) -> None:
     """A weight of 1 is neutral; the paper's template of the diptych is longer than the encoders of these tests read."""
-    short = {"template": "{prompt}"} if way == "diptych" else {}
+    short = {"template": "{prompt}"} if way.startswith("diptych") else {}
     scenes = [scene_of(Case(family, way), files, f"a {red} mug", **short) for red in ("red", "(red)1.0", "(red)3")]
     if way == "rpg":  # a page has its own words, so the planner is asked
         scenes = [scene.but(conditions=[Layout()]) for scene in scenes]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
 
-from capriccio import Cancelled, CapriccioError, Edit, Lora, Region, Scene, Studio, Style, Subject, pictures
+from capriccio import Cancelled, CapriccioError, Edit, Layout, Lora, Region, Scene, Studio, Style, Subject, pictures
+from capriccio.attention.forms import literal_matrices
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.canvas import softened
 from capriccio.overlay import overlay
+from capriccio.perception.planners import GrammarPlanner
 from capriccio.sampling import Progress
 from capriccio.turns import turns
 
@@ -431,3 +435,128 @@ def test_windows_that_mean_nothing_are_sentences(picture: Image.Image) -> None:
         Edit(picture, mask=picture, zoom_least=32)
     with pytest.raises(CapriccioError, match="zoom"):
         Edit(picture, mask=picture, zoom=0.5)
+
+
+# --- all subjects on one canvas: ours --------------------------------------------------------------------------------
+
+
+def joint(two: Scene, *conditions: Any, **options: Any) -> Scene:
+    """The same scene, painted at once."""
+    named = [one.model_copy(update={"by": "diptych-joint"}) for one in (*two.conditions, *conditions)]
+    named[0] = named[0].model_copy(update={"options": options})
+    return two.but(conditions=named, max_sequence_length=200)
+
+
+def test_a_method_that_all_name_paints_all_at_once(studio: Studio, two: Scene) -> None:
+    plan = studio.plan(joint(two, arrangement="stack"))
+    assert len(plan.turns) == 1
+    assert [name for name, _ in plan.canvas.panels] == ["reference/1", "reference/2", "picture"]
+    assert plan.canvas.panel("reference/2").corners == (0, 24, 64, 48)  # 16 pixels are cropped
+    assert plan.prompt.startswith("A diptych with two side-by-side images of same mug and hat.")
+    assert any("An experiment: all subjects are painted on one canvas" in note for note in plan.notes)
+    assert studio.plan(joint(two)).canvas.panel("picture").left == 2 * 64
+    first = studio.paint(joint(two)).images[0]
+    assert first.size == (48, 32)
+    assert not np.array_equal(array(first), array(studio.paint(joint(two, apart=False)).images[0]))
+
+
+def test_each_place_sees_its_own_reference_alone(studio: Studio, two: Scene) -> None:
+    compiled = studio.plan(joint(two, attention_weight=1.5)).compiled
+    visible, _, weight = literal_matrices(compiled.program.edits, compiled.attended[0])
+    groups = {name: torch.from_numpy(mask) for name, mask in compiled.layout.groups.items()}
+    for own, other in ((1, 2), (2, 1)):
+        place, reference, foreign = (
+            groups[f"image:{name}"] for name in (f"place/{own}", f"reference/{own}", f"reference/{other}")
+        )
+        assert (weight[place][:, reference] == 1.5).all()
+        assert visible[place][:, ~foreign].all()
+        assert not visible[place | reference][:, foreign].any()
+    rest = groups["image:picture"] & ~groups["image:place/1"] & ~groups["image:place/2"]
+    assert visible[rest].all()
+    assert (weight[rest] == 1).all()
+
+
+def test_where_places_overlap_the_later_one_lies_on_top(studio: Studio, two: Scene) -> None:
+    mug, hat, *_ = two.conditions
+    scene = two.but(conditions=(mug, hat, Region("a {mug}", (0, 0, 1, 1)), Region("a {hat}", (0.5, 0, 1, 1))))
+    groups = studio.plan(joint(scene)).layout.groups
+    assert not (groups["image:place/1"] & groups["image:place/2"]).any()
+    assert groups["image:place/1"].sum() == groups["image:place/2"].sum()
+
+
+@pytest.mark.parametrize(
+    ("regions", "says"),
+    [
+        ([Region("a {mug}", LEFT), Region("a hat", RIGHT)], "'a hat' names no subject, but diptych-joint paints the"),
+        ([Region("a {mug}", LEFT), Region("a {mug}", RIGHT)], "'mug' is named by two regions"),
+        ([Region("a {mug}", LEFT), Region("a {hat}", RIGHT, strength=0.5)], "strength of the region 'a {hat}' has no"),
+        ([Region("a {mug}", LEFT), Region("a {hat}", RIGHT, feather=2)], "feather of the region 'a {hat}' has no"),
+        ([Region("a {mug}", LEFT), Region("a {hat}", (0, 0, 1, 1))], "Later places cover all of that of 'mug'"),
+        ([Region("a {mug}", LEFT), Region("a {hat}", (0, 0, 999, 9))], "outside the picture of 48 x 32"),
+    ],
+)
+def test_what_the_joint_canvas_cannot_combine(studio: Studio, two: Scene, regions: list[Region], says: str) -> None:
+    with pytest.raises(CapriccioError, match=re.escape(says)):
+        studio.plan(joint(two.but(conditions=(*two.conditions[:2], *regions))))
+
+
+def test_too_many_references_for_a_panel_and_loras_of_a_place(studio: Studio, two: Scene, mug: Subject) -> None:
+    small = two.but(width=16, height=4)
+    with pytest.raises(CapriccioError, match="2 references do not fit on a panel of 1 rows of tokens"):
+        studio.plan(joint(small, pixel_offset=0, arrangement="stack"))
+    named = [one.model_copy(update={"name": "left"}) if one.kind == "region" else one for one in two.conditions[:3]]
+    scene = joint(two.but(conditions=(*named, two.conditions[3])))
+    with pytest.raises(CapriccioError, match="gives regions no tokens of their own; leave out its region"):
+        studio.plan(scene.but(conditions=(*scene.conditions, Lora("x", region="left"))))
+
+
+# --- subjects in the cells of a layout -------------------------------------------------------------------------------
+
+PAGE = {"prompt": "a mug and a hat", "base": "two things", "ratio": "1,1", "regions": ["a big mug", "a hat (red)"]}
+
+
+def test_the_cell_that_shows_a_subject_is_its_place(studio: Studio, mug: Subject, hat: Subject) -> None:
+    plan = studio.plan(scene(hat, mug, Layout(page=PAGE), prompt="a {mug} and a {hat}"))
+    assert [turn.method.name for turn in plan.turns] == ["rpg", "diptych", "diptych"]
+    assert [turn.says for turn in plan.turns] == [
+        "the layout",
+        "the mug into 'a big mug'",
+        "the hat into 'a hat (red)'",
+    ]
+    assert plan.turns[0].prompt == "two things"
+    (first, second) = plan.later
+    assert first.prompt.endswith("exactly but as a big mug")
+    paint = [next(p.run() for p in turn.preparations if p.name == "paint") for turn in (first, second)]
+    assert [np.flatnonzero(mask[:, 48:].any(0)).tolist() for mask in paint] == [[*range(24)], [*range(24, 48)]]
+
+
+def test_the_planner_is_asked_once_and_its_page_travels(
+    studio: Studio, mug: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = GrammarPlanner.plan
+    monkeypatch.setattr(GrammarPlanner, "plan", lambda self, prompt: asked.append(prompt) or real(self, prompt))
+    given = scene(mug, Layout(), prompt="a {mug} on the left and a blue star on the right", max_sequence_length=200)
+    painting = studio.paint(given)
+    assert asked == ["a mug on the left and a blue star on the right"]
+    assert len(painting.plan.turns) == 2
+    (file,) = painting.save(tmp_path / "two.png")
+    layout = next(one for one in Scene.load(file).conditions if isinstance(one, Layout))
+    assert layout.page is not None
+    assert np.array_equal(array(studio.paint(Scene.load(file)).images[0]), array(painting.images[0]))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (["a hat", "a cat"], "No cell of the page shows the subject 'mug': 'a hat', 'a cat'; name it in the scene's"),
+        (["a mug", "a mug, too"], "'mug' is named by two regions"),
+    ],
+)
+def test_pages_without_a_clear_place(studio: Studio, mug: Subject, cells: list[str], says: str) -> None:
+    with pytest.raises(CapriccioError, match=re.escape(says)):
+        studio.plan(scene(mug, Layout(page=PAGE | {"regions": cells}), prompt="a {mug}"))
+    regions = (Region("a {mug}", LEFT), Layout(page=PAGE))
+    with pytest.raises(CapriccioError, match=re.escape("Nothing here paints layout + region together")):
+        studio.plan(scene(mug, *regions, prompt="a {mug}"))

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    ControlNetUnionModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -187,6 +188,16 @@ def control_unet(unet: UNet2DConditionModel, seed: int = 5, **settings: Any) -> 
     own = {key: value for key, value in unet.config.items() if key in known}
     own |= {"conditioning_embedding_out_channels": (8, 16)}
     return loud(ControlNetModel(**own | settings))
+
+
+def control_union(unet: UNet2DConditionModel, kinds: int = 6, seed: int = 7) -> ControlNetUnionModel:
+    """A ControlNet of several kinds of picture for a tiny U-Net of SDXL."""
+    torch.manual_seed(seed)
+    known = signature(ControlNetUnionModel.__init__).parameters
+    own = {key: value for key, value in unet.config.items() if key in known}
+    own |= {"conditioning_embedding_out_channels": (8, 16), "num_control_type": kinds}
+    width = unet.config.block_out_channels[0]
+    return loud(ControlNetUnionModel(**own, num_trans_channel=width, num_trans_head=2, num_proj_channel=width))
 
 
 def save_flux(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import count
@@ -127,9 +127,23 @@ def _subjects(texts: Sequence[str], mask: Path | None) -> list[Condition]:
 
 
 def _loras(texts: Sequence[str]) -> list[Condition]:
+    """Return a LoRA for each ``FILE[:WEIGHT][@REGION]``."""
     from capriccio.scene import Lora
 
-    return [Lora(path, weight=weight) for path, weight in map(_weighted, texts)]
+    loras: list[Condition] = []
+    for text in texts:
+        file, at, region = text.rpartition("@")
+        # What is a file, or goes on behind the mark as a path does, has the mark in its own name.
+        if not at or "/" in region or Path(_weighted(text)[0]).exists():
+            file, region = text, ""
+        elif not file or not region:
+            raise CapriccioError(
+                f"--lora received {text!r}, but needs a file and the name of a region around its @; write "
+                '"hat.safetensors:0.8@hat", beside --region "hat=0,0,0.5,1: a hat".'
+            )
+        path, weight = _weighted(file)
+        loras.append(Lora(path, weight=weight, region=region or None))
+    return loras
 
 
 def _weighted(text: str) -> tuple[str, float]:
@@ -140,19 +154,86 @@ def _weighted(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def _controls(texts: Sequence[str], settings: Mapping[str, Sequence[Any]]) -> list[Condition]:
+    """Return a control for each ``FILE[:NET]``, with settings that were given once for all, or for each in its turn."""
+    from capriccio.scene import Control
+
+    columns = {name: _for_each(name, values, len(texts)) for name, values in settings.items() if values}
+    controls: list[Condition] = []
+    for number, text in enumerate(texts):
+        file, colon, net = text.rpartition(":")
+        if not colon or "/" in net or Path(text).is_file():
+            file, net = text, ""
+        elif not file or not net:
+            raise CapriccioError(
+                f"--control received {text!r}, but needs a picture and the name of a ControlNet around its colon; "
+                'write "edges.png:edges", or "edges.png" where there is one ControlNet.'
+            )
+        own = {_CONTROL_OPTIONS[name]: values[number] for name, values in columns.items()}
+        controls.append(Control(file, net or None, **own))
+    return controls
+
+
+def _for_each(option: str, values: Sequence[Any], count: int) -> Sequence[Any]:
+    """Return one value of an option for each of so many controls."""
+    if count and len(values) in (1, count):
+        return values if len(values) == count else [*values] * count
+    given = f"{len(values)} times, but there are {count} controls" if count else "without --control"
+    remedy = "give it once for all of them, or once for each" if count else "give the picture to follow"
+    raise CapriccioError(f"--{option} came {given}; {remedy}.")
+
+
+def _mode(text: str) -> str | int | None:
+    """Return which kind of picture a union of several is shown: its name or number; for other ControlNets, none."""
+    return int(text) if text.isdigit() else None if text == "none" else text
+
+
+_CONTROL_OPTIONS = {
+    "control-mode": "mode",
+    "control-scale": "controlnet_conditioning_scale",
+    "control-start": "control_guidance_start",
+    "control-end": "control_guidance_end",
+    "guess-mode": "guess_mode",
+}
+"""Options that say more of controls, and what a scene calls them."""
+
+
+def _controlnets(texts: Sequence[str]) -> dict[str, str]:
+    """Return the ControlNets to open, by name: ``[NAME=]FOLDER``, where the folder names what has no other name."""
+    nets: dict[str, str] = {}
+    for text in texts:
+        name, _, source = text.rpartition("=")
+        name = name or Path(source).name
+        if not name or not source:
+            raise CapriccioError(
+                f"--controlnet received {text!r}, but needs a folder or a repository; write FOLDER, or NAME=FOLDER as "
+                "in edges=nets/canny."
+            )
+        if name in nets:
+            raise CapriccioError(
+                f"--controlnet received {nets[name]!r} and {source!r}, both called {name!r}; write NAME=FOLDER, as in "
+                "edges=nets/canny."
+            )
+        nets[name] = source
+    return nets
+
+
 def _regions(texts: Sequence[str]) -> list[Condition]:
-    """Return a region for each ``PLACE: PROMPT``; a place is four numbers, or the file of a mask."""
+    """Return a region for each ``[NAME=]PLACE: PROMPT``; a place is four numbers, or the file of a mask."""
     from capriccio.scene import Region
 
     regions: list[Condition] = []
     for text in texts:
         place, _, prompt = (part.strip() for part in text.partition(":"))
+        name, equals, rest = (part.strip() for part in place.partition("="))
+        # A mask may have the sign in its own name.
+        name, place = (name, rest) if equals and not Path(place).is_file() else ("", place)
         if not place or not prompt:
             raise CapriccioError(f"--region received {text!r}, but needs a place and a prompt; {_REGION_EXAMPLE}.")
         if Path(place).is_file() or not _NUMBERS.fullmatch(place):
-            regions.append(Region(prompt, mask=place))
+            regions.append(Region(prompt, mask=place, name=name or None))
         else:
-            regions.append(Region(prompt, box=_box(place)))
+            regions.append(Region(prompt, box=_box(place), name=name or None))
     return regions
 
 
@@ -170,7 +251,7 @@ def _box(text: str) -> tuple[float, ...]:
 
 
 _NUMBERS = re.compile(r"[\d\s.,;%+-]+|[^,]*,[^,]*,[^,]*,[^,]*")
-_REGION_EXAMPLE = 'write "0,0.5,0.5,1: a red car" or "mask.png: a red car"'
+_REGION_EXAMPLE = 'write "0,0.5,0.5,1: a red car" or "mask.png: a red car", with a name as "car=mask.png: a red car"'
 
 
 def _conditions(
@@ -181,7 +262,7 @@ def _conditions(
     strength: float | None,
     regions: Sequence[str],
     layout: str | None,
-    loras: Sequence[str],
+    companions: Sequence[Condition],
 ) -> list[Condition]:
     """Return the conditions of the options; a mask belongs to the edit, or else to the one subject."""
     from capriccio.scene import Edit, Style
@@ -199,7 +280,7 @@ def _conditions(
     named = [Style(path) if len(styles) == 1 else Style(path, name=path.stem) for path in styles]
     edits = [Edit(edit, mask, strength=1.0 if strength is None else strength)] if edit is not None else []
     told = _subjects(subjects, mask if edit is None else None)
-    return [*told, *named, *edits, *_regions(regions), *_layout(layout), *_loras(loras)]
+    return [*told, *named, *edits, *_regions(regions), *_layout(layout), *companions]
 
 
 def _layout(text: str | None) -> list[Condition]:
@@ -263,7 +344,7 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
     Of a scene in turns, each condition has what a method of its own turn can be asked.
     """
     from capriccio.scene import Companion
-    from capriccio.turns import turns
+    from capriccio.turns import are_several, turns
 
     if by is None and not options:
         return scene
@@ -272,19 +353,30 @@ def _by_method(scene: Scene, by: str | None, options: dict[str, Any]) -> Scene:
             "--by and --option need a condition to work on; add --subject, --style, --edit, --region or --layout."
         )
 
-    single = len(turns(scene)) == 1
-    every = {condition.kind for condition in scene.conditions}
     # What nobody here takes is given to all, so that a plan refuses it.
-    takers = {name: every if single else _takers(name) & every or every for name in options}
-    led = every if single or by is None else _kinds(by) & every or every
+    every = {condition.kind for condition in scene.conditions}
+    led = set() if by is None else _kinds(by) & every or every
+    scene = _each(scene, lambda condition: {"by": by} if condition.kind in led else {})
+    in_turns = are_several(scene)
+    if "layout" not in every:
+        turns(scene)  # a place that is not clear is told before a model is opened
+    takers = {name: _takers(name) & every or every if in_turns else every for name in options}
 
-    def given(condition: Condition) -> Condition:
-        mine = {name: value for name, value in options.items() if condition.kind in takers[name]}
-        settings = dict(condition) | {"options": condition.options | mine}
-        settings |= {"by": by} if by and condition.kind in led else {}
-        return condition if isinstance(condition, Companion) else type(condition)(**settings)
+    def mine(condition: Condition) -> dict[str, Any]:
+        own = {name: value for name, value in options.items() if condition.kind in takers[name]}
+        return {"options": condition.options | own}
 
-    return scene.but(conditions=tuple(map(given, scene.conditions)))
+    return _each(scene, mine)
+
+
+def _each(scene: Scene, settings: Callable[[Condition], dict[str, Any]]) -> Scene:
+    """Return the scene with each condition that a method works on changed."""
+    from capriccio.scene import Companion
+
+    changed = [
+        one if isinstance(one, Companion) else type(one)(**dict(one) | settings(one)) for one in scene.conditions
+    ]
+    return scene.but(conditions=changed)
 
 
 def _kinds(by: str) -> set[str]:
@@ -295,10 +387,14 @@ def _kinds(by: str) -> set[str]:
 
 
 def _takers(option: str) -> set[str]:
-    """Return the kinds of condition for which a method has an option."""
+    """Return the kinds of condition for which a method of a turn has an option."""
     from capriccio.methods import METHODS
 
-    return {kind for name, method in METHODS.items() if option in method.settings for kind in _kinds(name)}
+    # What paints subjects and regions at once is at work in no turn.
+    turning = {
+        name for name, method in METHODS.items() if not any({"subject", "region"} <= kinds for kinds in method.takes)
+    }
+    return {kind for name in turning if option in METHODS[name].settings for kind in _kinds(name)}
 
 
 def _model(name: str | None, scene: Path | None) -> str:
@@ -370,6 +466,12 @@ Inpainting = Annotated[
 Overlay = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Where to draw panels, regions, masks and token groups.")
 ]
+ControlNet = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]FOLDER", help="A ControlNet that control pictures steer through: folder or repository."
+    ),
+]
 MemoryMode = Annotated[Memory, typer.Option(help="Where the weights are held, and in how many bits.")]
 
 
@@ -395,15 +497,39 @@ def paint(
     region: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PLACE: PROMPT",
+            metavar="[NAME=]PLACE: PROMPT",
             help="What to paint where: left,top,right,bottom in pixels or fractions, or a mask that is white there.",
         ),
     ] = None,
-    lora: Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A low-rank adapter.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:NET]", help="A control picture to follow (edges, depth, a pose), and whose it is."),
+    ] = None,
+    control_mode: Annotated[
+        list[str] | None,
+        typer.Option(help="For a union: which kind of picture it is (depth, 2, none); for all or for each."),
+    ] = None,
+    control_scale: Annotated[
+        list[float] | None, typer.Option(help="Strength of the controls, 1 by default; for all or for each.")
+    ] = None,
+    control_start: Annotated[
+        list[float] | None, typer.Option(help="Share of the steps before a control is at work; for all or for each.")
+    ] = None,
+    control_end: Annotated[
+        list[float] | None, typer.Option(help="Share of the steps after which it no longer is; for all or for each.")
+    ] = None,
+    guess_mode: Annotated[
+        bool, typer.Option("--guess-mode", help="Let all controls steer the prompt's branch of guidance alone.")
+    ] = False,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT][@REGION]", help="A low-rank adapter, everywhere or in one region alone."),
+    ] = None,
     by: Annotated[str | None, typer.Option(help="Method for the conditions; see `capriccio methods`.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the method.")] = None,
     model: ModelName = None,
     inpainting: Inpainting = None,
+    controlnet: ControlNet = None,
     memory: MemoryMode = Memory.full,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture.")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="A seed for each picture.")] = None,
@@ -439,9 +565,17 @@ def paint(
         "clip_skip": clip_skip,
     }
     place = _place(out)
-    conditions = _conditions(subject or (), style or (), edit, mask, strength, region or (), layout, lora or ())
+    steering = {
+        "control-mode": [_mode(text) for text in control_mode or ()],
+        "control-scale": control_scale or (),
+        "control-start": control_start or (),
+        "control-end": control_end or (),
+        "guess-mode": [True] * guess_mode,
+    }
+    along = [*_controls(control or (), steering), *_loras(lora or ())]
+    conditions = _conditions(subject or (), style or (), edit, mask, strength, region or (), layout, along)
     wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
-    studio = _studio(_model(model, scene), inpainting, memory)
+    studio = _studio(_model(model, scene), inpainting, _controlnets(controlnet or ()), memory)
     changed = _changed_weights(scene, studio)
     if changed:
         _say(f"{scene} was painted with other weights ({', '.join(changed)}); the new picture will differ from it.")
@@ -452,10 +586,10 @@ def paint(
     _report({"files": files} | data, "\n".join(map(str, files)), as_json)
 
 
-def _studio(model: str, inpainting: str | None, memory: Memory) -> Any:
+def _studio(model: str, inpainting: str | None, controlnets: dict[str, str], memory: Memory) -> Any:
     from capriccio.studio import Studio
 
-    return Studio.open(model, inpainting=inpainting, memory=memory.value)
+    return Studio.open(model, inpainting=inpainting, controlnets=controlnets, memory=memory.value)
 
 
 @app.command()
@@ -463,6 +597,7 @@ def plan(
     file: Annotated[Path, typer.Argument(help="A YAML or JSON scene, or a picture that carries its recipe.")],
     model: ModelName = None,
     inpainting: Inpainting = None,
+    controlnet: ControlNet = None,
     memory: MemoryMode = Memory.full,
     overlay: Overlay = None,
     as_json: Json = False,
@@ -472,7 +607,7 @@ def plan(
 
     _check_png("--overlay", overlay)
     scene = Scene.load(file)
-    made = _studio(_model(model, file), inpainting, memory).plan(scene)
+    made = _studio(_model(model, file), inpainting, _controlnets(controlnet or ()), memory).plan(scene)
     if overlay is not None:
         from capriccio.overlay import overlay as draw
         from capriccio.pictures import save_png

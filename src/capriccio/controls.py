@@ -5,13 +5,15 @@ side network reads a control picture beside the noisy latents and the prompt, an
 
     block i:  x <- x + place * scale * residual_i        in the steps [start, end) of the run
 
-with ``scale`` = ``controlnet_conditioning_scale`` and everything else as in diffusers' pipelines. With regions, as Chen
-et al. (arXiv 2411.02395) publish it, it reads the whole prompt alone and adds to the regional stream of the image.
+with ``scale`` = ``controlnet_conditioning_scale`` and everything else as in diffusers' pipelines, its guess mode
+included. With regions, as Chen et al. (arXiv 2411.02395) publish it, it reads the whole prompt alone and adds to the
+regional stream of the image.
 ``place`` is ours: where the control's own mask, and its picture, reach; 1 on the whole canvas leaves it out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,7 @@ from capriccio.backbones.base import Backbone, Steering
 from capriccio.canvas import Box, Canvas, Mask, on_colour
 from capriccio.errors import CapriccioError, nearest
 from capriccio.pictures import fit, open_mask, open_picture
-from capriccio.scene import UNION_MODES, Control
+from capriccio.scene import Control
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +58,13 @@ def guide(control: Control, name: str, backbone: Backbone, canvas: Canvas, box: 
         CapriccioError: If the ControlNet, the kind of picture, the steps or the mask cannot be.
     """
     net = _net(control, backbone)
-    mode = _mode(control, net, backbone.modes(net))
+    names = backbone.modes(net)
+    mode = _mode(control, net, names)
+    kind = "" if names is None or mode is None else names[mode]
     picture, place, says = _laid(control, canvas, box or Box(0, 0, canvas.width, canvas.height))
     scale, steps = control.controlnet_conditioning_scale, window(control, num_steps)
-    return Guide(Steering(net, mode, scale, steps, name, place is None), picture, place, says)
+    guess = backbone.guesses(net, control.guess_mode)
+    return Guide(Steering(net, mode, kind, scale, steps, name, place is None, guess), picture, place, says)
 
 
 def window(control: Control, num_steps: int) -> range:
@@ -80,10 +85,12 @@ def window(control: Control, num_steps: int) -> range:
 
 def words(steering: Steering) -> str:
     """Say what a ControlNet does."""
-    kind = "" if steering.mode is None else f", mode {_mode_name(steering.mode)}"
+    named = "" if steering.kind == str(steering.mode) else f" ({steering.kind})"
+    kind = "" if steering.mode is None else f", mode {steering.mode}{named}"
     where = "" if steering.everywhere else ", in its place on the canvas alone"
     steps = f"steps [{steering.steps.start}, {steering.steps.stop})"
-    return f"ControlNet {steering.net}{kind} x {steering.scale:g}, {steps}{where}: sees {steering.hint}"
+    guess = ", the prompt's branch alone (guess mode)" * steering.guess
+    return f"ControlNet {steering.net}{kind} x {steering.scale:g}, {steps}{where}{guess}: sees {steering.hint}"
 
 
 def _net(control: Control, backbone: Backbone) -> str:
@@ -91,21 +98,21 @@ def _net(control: Control, backbone: Backbone) -> str:
     if not names:
         raise CapriccioError(
             f"A control was given, but {backbone.name!r} was opened without a ControlNet; open it with controlnets= "
-            "the folder or repository of one."
+            "the folder or repository of one (--controlnet)."
         )
     if control.net is None and len(names) > 1:
         raise CapriccioError(
             f"A control names no ControlNet, and {backbone.name!r} has {', '.join(map(repr, names))}; give net= one of "
-            "them."
+            "them (--control FILE:NET)."
         )
     if control.net is not None and control.net not in names:
         raise CapriccioError(f"{backbone.name!r} has no ControlNet {control.net!r}; {nearest(control.net, names)}")
     return control.net or names[0]
 
 
-def _mode(control: Control, net: str, count: int | None) -> int | None:
+def _mode(control: Control, net: str, names: Sequence[str] | None) -> int | None:
     mode = control.mode
-    if count is None:
+    if names is None:
         if mode is not None:
             raise CapriccioError(
                 f"mode={mode!r} was given, but the ControlNet {net!r} knows one kind of picture only; leave it out."
@@ -113,20 +120,19 @@ def _mode(control: Control, net: str, count: int | None) -> int | None:
         return None
     if mode is None:
         raise CapriccioError(
-            f"The ControlNet {net!r} knows {count} kinds of picture, but the control does not say which; give mode= "
-            f"{', '.join(map(repr, UNION_MODES[:count]))}, or its number."
+            f"The ControlNet {net!r} knows {len(names)} kinds of picture, but the control does not say which; give "
+            f"mode= {', '.join(map(repr, names))}, or its number."
         )
-    number = UNION_MODES.index(mode) if isinstance(mode, str) else mode
-    if number >= count:
+    if isinstance(mode, str):
+        if mode not in names:
+            raise CapriccioError(f"The ControlNet {net!r} knows no picture of mode={mode!r}; {nearest(mode, names)}")
+        return names.index(mode)
+    if mode >= len(names):
         raise CapriccioError(
-            f"mode={mode!r} is number {number}, but the ControlNet {net!r} knows {count} kinds of picture; give one of "
-            f"0 to {count - 1}."
+            f"mode={mode!r} was given, but the ControlNet {net!r} knows {len(names)} kinds of picture; give one of 0 "
+            f"to {len(names) - 1}."
         )
-    return number
-
-
-def _mode_name(mode: int) -> str:
-    return f"{mode} ({UNION_MODES[mode]})" if mode < len(UNION_MODES) else str(mode)
+    return mode
 
 
 def _laid(control: Control, canvas: Canvas, box: Box) -> tuple[Image.Image, Mask | None, str]:

@@ -7,6 +7,7 @@ guidance, weights, cost, and every conflict. The table of methods is handed in; 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil
@@ -41,7 +42,7 @@ from capriccio.guidance import Branch, Chain, classifier_free
 from capriccio.phases import POSITIVE, Phase, Prompt, Reader, named_groups
 from capriccio.pictures import Picture, open_mask, open_picture
 from capriccio.scene import Companion, Condition, Control, Edit, Lora, Scene
-from capriccio.turns import Turn, turns
+from capriccio.turns import Turn, settled, turns
 
 T = TypeVar("T")
 
@@ -265,6 +266,7 @@ def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -
     Raises:
         CapriccioError: If something cannot be done, or would have no effect.
     """
+    scene = settled(scene)
     first, *others = turns(scene)
     if not others:
         return _plan_one(scene, backbone, methods)
@@ -590,9 +592,9 @@ def _cost(draft: Draft, phases: Sequence[Phase], steerings: Sequence[Steering], 
         attention = sum(sum(one.compiled.flops(heads, width, step, role)) for step in steps for role in one.roles)
         flops += voices * (len(steps) * len(one.roles) * linear + attention)
     first = phases[0].passes[0]  # whose prompt ControlNets read, in every step
-    for steering in steerings:
-        runs = voices * len(steering.steps) * len(first.roles)
-        flops += runs * backbone.control_flops(steering.net, first.lengths[0], image)
+    at_work = Counter(tuple(one for one in steerings if step in one.steps) for step in range(phases[-1].steps.stop))
+    for some, times in at_work.items():
+        flops += voices * times * backbone.control_flops(some, len(first.roles), first.lengths[0], image)
     flops += sum(len(phase.steps) for phase in phases) * sum(supply.flops for supply in draft.supplies)
     # Queries, keys, values, outputs, the two streams and the four-fold inner layer: twelve widths a token, four bytes.
     states = int(np.max(np.multiply(heads, width)))

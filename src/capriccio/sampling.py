@@ -112,7 +112,7 @@ class Predictor:
             inputs = self.inputs[len(one.roles)]
             if residuals is None:
                 # As in diffusers: ControlNets run once a step, with the first forward, and steer all of them alike.
-                residuals = self.backbone.steer(rows, time, one.text, step, inputs)
+                residuals = self.backbone.steer(rows, time, one.text, step, inputs, _positive(one, len(latents)))
             found = self.backbone.predict(rows, time, one.text, one.roles[0], inputs, residuals)
             predictions |= zip(one.roles, found.chunk(len(one.roles)), strict=True)
         return self.guidance.combine(predictions)
@@ -126,6 +126,12 @@ class Predictor:
         for other in {one.attachment for one in self.forwards} - {attachment}:
             other.detach()
         attachment.work()
+
+
+def _positive(forward: Forward, pictures: int) -> slice:
+    """Return which rows of a forward are the positive branch; none where it is not there."""
+    first = forward.roles.index(POSITIVE) * pictures if POSITIVE in forward.roles else 0
+    return slice(first, first + pictures * (POSITIVE in forward.roles))
 
 
 def _for_each(inputs: Inputs, branches: int) -> Inputs:

@@ -348,9 +348,11 @@ class Companion(Condition):
         return self
 
 
-UnionMode = Literal["canny", "tile", "depth", "blur", "pose", "gray", "low quality"]
+UnionMode = Literal[
+    "canny", "tile", "depth", "blur", "pose", "gray", "low quality", "scribble", "normal", "segment", "repaint"
+]
 UNION_MODES = get_args(UnionMode)
-"""What a FLUX ControlNet of several kinds of picture calls them, in the order that Union and Union-Pro number them."""
+"""What the ControlNets of several kinds of picture call them; each family numbers those that it knows."""
 
 
 class Control(Companion):
@@ -364,6 +366,8 @@ class Control(Companion):
         controlnet_conditioning_scale: Factor of what the ControlNet adds, as in diffusers; 0 leaves it out.
         control_guidance_start: Share of the steps before it is at work, as in diffusers.
         control_guidance_end: Share of the steps after which it is no longer.
+        guess_mode: On Stable Diffusion and SDXL, as in diffusers: steer the prompt's branch of guidance alone, and the
+            outer blocks ten times less than the inmost.
         mask: Where in the control picture it steers, white on black, of the same size; everywhere if ``None``.
         fit: How a picture of another shape fills the picture that is painted; beyond its edges it steers nothing.
     """
@@ -376,6 +380,7 @@ class Control(Companion):
     controlnet_conditioning_scale: float = Field(1.0, ge=0)
     control_guidance_start: float = Field(0.0, ge=0, le=1)
     control_guidance_end: float = Field(1.0, ge=0, le=1)
+    guess_mode: bool = False
     mask: OnePicture | None = None
     fit: Fit = "pad"
 

@@ -74,6 +74,11 @@ class Text:
     pictures: tuple[Tensor, ...] = ()
     base: int | None = None
 
+    def rows(self, chosen: slice) -> Text:
+        """Return some of the encoded prompts."""
+        pooled = None if self.pooled is None else self.pooled[chosen]
+        return Text(self.tokens[chosen], pooled, tuple(shown[chosen] for shown in self.pictures), self.base)
+
     @staticmethod
     def stack(texts: Sequence[Text]) -> Text:
         """Put encoded prompts of equal length below each other."""
@@ -134,19 +139,23 @@ class Steering:
 
     Attributes:
         net: Its name.
-        mode: The kind of its control picture, for a union of several.
+        mode: Number of the kind of its control picture, for a union of several.
+        kind: What it calls that.
         scale: Factor of what it adds.
         steps: In which it adds that.
         hint: Name of its control picture among the outputs of the preparations.
         everywhere: Whether it steers the whole canvas.
+        guess: Whether it steers the positive branch alone (diffusers' guess mode).
     """
 
     net: str
     mode: int | None
+    kind: str
     scale: float
     steps: range
     hint: str
     everywhere: bool = True
+    guess: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,11 @@ class Inputs:
     def at(self, step: int) -> tuple[tuple[Steering, Hint], ...]:
         """Return the ControlNets at work in a step."""
         return tuple(one for one in self.controls if step in one[0].steps)
+
+
+def numbered(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return so many names; where they run out, numbers."""
+    return tuple(names[number] if number < len(names) else str(number) for number in range(count))
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
@@ -276,11 +290,18 @@ class Backbone(Protocol):
             twin: Tokens of a twin of the image, where it is a stream of its own.
         """
 
-    def control_flops(self, net: str, text: int, image: int) -> int:
-        """Count the FLOPs of one forward of one row of a ControlNet, its attention included."""
+    def control_flops(self, at_work: Sequence[Steering], branches: int, text: int, image: int) -> int:
+        """Count the FLOPs of the ControlNets at work in a step of so many branches, their attention included."""
 
-    def modes(self, net: str) -> int | None:
-        """Return how many kinds of control picture a ControlNet knows, if it has to be told which."""
+    def modes(self, net: str) -> tuple[str, ...] | None:
+        """Return what a ControlNet calls each kind of control picture, in order, if it has to be told which."""
+
+    def guesses(self, net: str, asked: bool) -> bool:
+        """Return whether a ControlNet steers the positive branch alone, if it is asked to or knows nothing else.
+
+        Raises:
+            CapriccioError: If it is asked to and cannot.
+        """
 
     def word_count(self, prompt: str) -> int:
         """Return how many text tokens a prompt needs."""
@@ -336,8 +357,11 @@ class Backbone(Protocol):
     def skipped(self, steps: int, strength: float) -> int:
         """Return how many of the steps a run leaves out that changes a picture by ``strength`` (0 to 1)."""
 
-    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs) -> Residuals:
-        """Return what the control pictures at work in a step of the run add to predictions at ``time``."""
+    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs, positive: slice) -> Residuals:
+        """Return what the control pictures at work in a step add to predictions at ``time``.
+
+        ``positive`` are the rows that read the prompt, among all of them.
+        """
 
     def predict(
         self, latents: Tensor, time: Tensor, text: Text, role: str, inputs: Inputs, residuals: Residuals | None = None

@@ -23,7 +23,18 @@ from torch import Tensor, nn
 
 from capriccio import text as words
 from capriccio.attention import TokenLayout, layers_of
-from capriccio.backbones.base import Defaults, Hint, Inputs, Known, Residuals, Stream, Text, generator_of
+from capriccio.backbones.base import (
+    Defaults,
+    Hint,
+    Inputs,
+    Known,
+    Residuals,
+    Steering,
+    Stream,
+    Text,
+    generator_of,
+    numbered,
+)
 from capriccio.backbones.wrapped import Wrapped, check_alike, nets_of
 from capriccio.canvas import Canvas, Mask, latent_cells, rasterise, to_pixels
 from capriccio.errors import CapriccioError, nearest
@@ -32,6 +43,8 @@ from capriccio.formats import alimama
 _SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 _HIDDEN = {"controlnet": -1.0, "fill": 0.0}
 """The pixel value under the mask that each engine was trained with."""
+_MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "low quality")
+"""Kinds of control picture, as Union and Union-Pro number them."""
 _ALIKE = ("joint_attention_dim", "pooled_projection_dim")
 
 
@@ -113,13 +126,26 @@ class FluxBackbone(Wrapped):
             count += _net_flops(self.controlnet, text if base is None else base, image)
         return count
 
-    def control_flops(self, net: str, text: int, image: int) -> int:
-        """Count the FLOPs of one forward of one row of a ControlNet, its attention included."""
-        return _net_flops(self.controlnets[net], text, image)
+    def control_flops(self, at_work: Sequence[Steering], branches: int, text: int, image: int) -> int:
+        """Count the FLOPs of the ControlNets at work in a step of so many branches, their attention included."""
+        return branches * sum(_net_flops(self.controlnets[one.net], text, image) for one in at_work)
 
-    def modes(self, net: str) -> int | None:
-        """Return how many kinds of control picture a ControlNet knows, if it is a union of several."""
-        return self.controlnets[net].config.num_mode
+    def modes(self, net: str) -> tuple[str, ...] | None:
+        """Return what a ControlNet calls each kind of control picture, if it is a union of several."""
+        count = self.controlnets[net].config.num_mode
+        return None if count is None else numbered(_MODES, count)
+
+    def guesses(self, net: str, asked: bool) -> bool:
+        """Return ``False``: the ControlNets of this family have no guess mode.
+
+        Raises:
+            CapriccioError: If it is asked for.
+        """
+        if asked:
+            raise CapriccioError(
+                f"guess_mode was given, but the ControlNets of FLUX, as {net!r}, have none; leave it out."
+            )
+        return False
 
     # --- text ---
 
@@ -256,7 +282,7 @@ class FluxBackbone(Wrapped):
         return Hint(condition, (inside[None, :, None],))
 
     @torch.no_grad()
-    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs) -> Residuals:
+    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs, positive: slice) -> Residuals:
         """Return what the control pictures at work in a step of the run add to the blocks of the transformer.
 
         ControlNets of one depth are summed as diffusers sums them. (Of two depths it would lose what the deeper one
@@ -268,6 +294,7 @@ class FluxBackbone(Wrapped):
             text: Of B rows; of passages behind the prompt, ControlNets read nothing.
             step: Of the run.
             inputs: What every forward of the run shares.
+            positive: Rows that read the prompt; here all are steered.
         """
         residuals: Residuals = {}
         for one, hint in inputs.at(step):

@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     BitsAndBytesConfig,
     ControlNetModel,
+    ControlNetUnionModel,
     DiffusionPipeline,
     FluxControlNetModel,
     FluxPipeline,
@@ -323,7 +324,10 @@ def _controlnet(source: str, part: str, dtype: torch.dtype) -> Any:
     try:
         config = wanted.load_config(source)
         kind = config.get("_class_name") if isinstance(config, dict) else None
-        if kind != wanted.__name__:
+        if part == "unet" and isinstance(config, dict) and "num_control_type" in config:
+            # Published ones carry the name that their class had before diffusers took it in.
+            wanted = ControlNetUnionModel
+        elif kind != wanted.__name__:
             raise CapriccioError(
                 f"{source!r} holds a {kind or 'model of no known kind'}, but this model is steered by a "
                 f"{wanted.__name__}; give a ControlNet of its family."

@@ -8,7 +8,7 @@ What is drawn by chance there and not here is the encoding of a known picture: i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
@@ -26,7 +26,18 @@ from capriccio import text as words
 from capriccio.attention import PictureLayout, TokenLayout, layers_of
 from capriccio.attention.processors import level_of
 from capriccio.backbones import schedules
-from capriccio.backbones.base import Defaults, Hint, Inputs, Known, Residuals, Stream, Text, generator_of
+from capriccio.backbones.base import (
+    Defaults,
+    Hint,
+    Inputs,
+    Known,
+    Residuals,
+    Steering,
+    Stream,
+    Text,
+    generator_of,
+    numbered,
+)
 from capriccio.backbones.wrapped import Wrapped, check_alike, nets_of
 from capriccio.canvas import Canvas, Mask, latent_cells, rasterise
 from capriccio.errors import CapriccioError
@@ -38,6 +49,8 @@ _ALIKE = (
     "addition_embed_type",
     "projection_class_embeddings_input_dim",
 )
+_MODES = ("pose", "depth", "scribble", "canny", "normal", "segment", "tile", "repaint")
+"""Kinds of control picture, as the union of SDXL numbers them."""
 
 
 class UNetBackbone(Wrapped):
@@ -63,7 +76,7 @@ class UNetBackbone(Wrapped):
         *,
         name: str | None = None,
         fill: UNet2DConditionModel | None = None,
-        controlnets: Mapping[str, ControlNetModel] | None = None,
+        controlnets: Mapping[str, ControlNetModel | ControlNetUnionModel] | None = None,
         defaults: Defaults | None = None,
     ) -> None:
         unet = _unet_of(pipe)
@@ -138,13 +151,33 @@ class UNetBackbone(Wrapped):
         unet = self.denoiser(engine)
         return sum(_flops(unet, name, part, text, image) for name, part in unet.named_modules())
 
-    def control_flops(self, net: str, text: int, image: int) -> int:
-        """Count the FLOPs of one forward of one row of a ControlNet, its attention included."""
-        return network_flops(self.controlnets[net], text, image)
+    def control_flops(self, at_work: Sequence[Steering], branches: int, text: int, image: int) -> int:
+        """Count the FLOPs of the ControlNets at work in a step of so many branches, their attention included."""
+        forwards = [[at_work[number] for number in numbers] for numbers in self._forwards(at_work)]
+        return sum(
+            (1 if some[0].guess else branches) * network_flops(self.controlnets[some[0].net], text, image, len(some))
+            for some in forwards
+        )
 
-    def modes(self, net: str) -> int | None:
-        """Return ``None``: the ControlNets of this family know one kind of control picture each."""
-        return None
+    def modes(self, net: str) -> tuple[str, ...] | None:
+        """Return what a ControlNet calls each kind of control picture, if it is a union of several."""
+        network = self.controlnets[net]
+        return numbered(_MODES, network.config.num_control_type) if _is_union(network) else None
+
+    def guesses(self, net: str, asked: bool) -> bool:
+        """Return whether a ControlNet steers the positive branch alone: if asked, or if it pools its picture."""
+        return asked or self.controlnets[net].config.global_pool_conditions
+
+    def _forwards(self, at_work: Sequence[Steering]) -> list[list[int]]:
+        """Return which ControlNets at work share a forward, by their numbers: a union reads all its pictures at once.
+
+        A place of its own, which masks what is added, keeps a picture apart.
+        """
+        shared: dict[Any, list[int]] = {}
+        for number, one in enumerate(at_work):
+            joins = one.everywhere and _is_union(self.controlnets[one.net])
+            shared.setdefault((one.net, one.guess) if joins else number, []).append(number)
+        return list(shared.values())
 
     # --- text ---
 
@@ -308,7 +341,7 @@ class UNetBackbone(Wrapped):
         return Hint(condition, tuple(torch.from_numpy(mask).to(condition)[None, None] for mask in masks))
 
     @torch.no_grad()
-    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs) -> Residuals:
+    def steer(self, latents: Tensor, time: Tensor, text: Text, step: int, inputs: Inputs, positive: slice) -> Residuals:
         """Return what the control pictures at work in a step of the run add to the U-Net, summed as diffusers does.
 
         Args:
@@ -317,23 +350,51 @@ class UNetBackbone(Wrapped):
             text: Of B rows; of passages behind the prompt, ControlNets read nothing.
             step: Of the run.
             inputs: What every forward of the run shares.
+            positive: Rows that read the prompt; in guess mode they alone are steered.
         """
-        downs: list[Tensor] = []
-        mids: list[Tensor] = []
-        for one, hint in inputs.at(step):
-            found, mid = self.controlnets[one.net](
-                latents,
-                time,
-                encoder_hidden_states=text.tokens[:, : text.base],
-                controlnet_cond=hint.condition,
-                conditioning_scale=one.scale,
-                added_cond_kwargs=self._added(text, inputs),
-                return_dict=False,
-            )
-            found, mid = [_at(hint, sample) for sample in found], _at(hint, mid)
-            downs = [before + now for before, now in zip(downs, found, strict=True)] if downs else found
-            mids = [mids[0] + mid] if mids else [mid]
-        return {"down_block_additional_residuals": downs, "mid_block_additional_residual": mids[0]} if mids else {}
+        total: list[Tensor] = []
+        at_work = inputs.at(step)
+        for numbers in self._forwards([one for one, _ in at_work]):
+            some = [at_work[number] for number in numbers]
+            rows = positive if some[0][0].guess else slice(0, len(latents))
+            found = self._through(some, latents, time, text, rows, inputs)
+            total = [before + now for before, now in zip(total, found, strict=True)] if total else found
+        if not total:
+            return {}
+        return {"down_block_additional_residuals": total[:-1], "mid_block_additional_residual": total[-1]}
+
+    def _through(
+        self,
+        some: Sequence[tuple[Steering, Hint]],
+        latents: Tensor,
+        time: Tensor,
+        text: Text,
+        rows: slice,
+        inputs: Inputs,
+    ) -> list[Tensor]:
+        """Return what one ControlNet adds to all rows: 0 to those that it does not read; the middle comes last."""
+        steerings, hints = zip(*some, strict=True)
+        net, text = self.controlnets[steerings[0].net], text.rows(rows)
+        conditions, scales = [hint.condition[rows] for hint in hints], [one.scale for one in steerings]
+        shown: dict[str, Any] = {"controlnet_cond": conditions[0], "conditioning_scale": scales[0]}
+        if _is_union(net):
+            kinds = [one.mode for one in steerings]
+            chosen = torch.zeros(1, net.config.num_control_type, dtype=text.tokens.dtype, device=text.tokens.device)
+            chosen[:, kinds] = 1
+            shown = {"controlnet_cond": conditions, "conditioning_scale": scales}
+            shown |= {"control_type": chosen.repeat(len(text.tokens), 1), "control_type_idx": kinds}
+        downs, mid = net(
+            latents[rows],
+            time,
+            encoder_hidden_states=text.tokens[:, : text.base],
+            added_cond_kwargs=self._added(text, inputs),
+            guess_mode=steerings[0].guess,
+            return_dict=False,
+            **shown,
+        )
+        levels = _levels(net, len(downs))
+        placed = [_at(hints[0], rows, sample, level) for sample, level in zip([*downs, mid], levels, strict=True)]
+        return [_among(len(latents), rows, sample) for sample in placed]
 
     # --- denoising ---
 
@@ -427,10 +488,10 @@ class UNetBackbone(Wrapped):
             self._check_net(name, net)
 
     def _check_net(self, name: str, net: Any) -> None:
-        if not isinstance(net, ControlNetModel):
+        if not isinstance(net, ControlNetModel | ControlNetUnionModel):
             raise CapriccioError(
                 f"The ControlNet {name!r} is a {type(net).__name__}, but {self.name!r} is of the Stable Diffusion "
-                "family; give a ControlNetModel."
+                "family; give a ControlNetModel or a ControlNetUnionModel."
             )
         check_alike(name, net, self.base or self.fill, _ALIKE)
         config = net.config
@@ -444,11 +505,6 @@ class UNetBackbone(Wrapped):
                 f"The ControlNet {name!r} reads {reads[0]} latent channels, {reads[1]} of a picture, and cells of "
                 f"{reads[2]} pixels, but {self.name!r} has {self.channels}, 3 and {self.factor}; give a ControlNet "
                 "that was trained with this model."
-            )
-        if config.global_pool_conditions:
-            raise CapriccioError(
-                f"The ControlNet {name!r} reads its picture as a whole and not its places (shuffle), which needs "
-                "diffusers' guess mode and is not painted here; give another ControlNet."
             )
 
 
@@ -502,21 +558,43 @@ def _unscaled(latents: Tensor, config: Any) -> Tensor:
     return latents * std / config.scaling_factor + mean
 
 
-def _at(hint: Hint, sample: Tensor) -> Tensor:
-    """Return a residual (B, C, H, W) where a control picture steers, 0 elsewhere."""
-    fitting = next((place for place in hint.places if place.shape[-2:] == sample.shape[-2:]), None)
-    return sample if fitting is None else sample * fitting.to(sample)
+def _is_union(net: Any) -> bool:
+    """Whether a ControlNet knows several kinds of control picture."""
+    return isinstance(net, ControlNetUnionModel)
 
 
-def network_flops(network: nn.Module, text: int, image: int) -> int:
+def _levels(net: Any, downs: int) -> list[int]:
+    """Return how often the sides of the latent were halved at each residual, that of the middle last."""
+    last = len(net.config.block_out_channels) - 1
+    return [min(number // (net.config.layers_per_block + 1), last) for number in range(downs + 1)]
+
+
+def _at(hint: Hint, rows: slice, sample: Tensor, level: int) -> Tensor:
+    """Return a residual (B, C, H, W), or one for all places (B, C, 1, 1), where a control picture steers, else 0."""
+    return sample * hint.places[level][rows].to(sample) if hint.places else sample
+
+
+def _among(count: int, rows: slice, sample: Tensor) -> Tensor:
+    """Return a residual of some rows as one of all of them, 0 in the others."""
+    if len(sample) == count:
+        return sample
+    others = [sample.new_zeros(size, *sample.shape[1:]) for size in (rows.start, count - rows.stop)]
+    return torch.cat([others[0], sample, others[1]])
+
+
+def network_flops(network: nn.Module, text: int, image: int, pictures: int = 1) -> int:
     """Count the FLOPs of one forward of one row of a network of the family, its attention included.
 
     Args:
         network: A U-Net, or a ControlNet.
         text: Tokens that it reads.
         image: Tokens in its finest layers.
+        pictures: How many control pictures it reads.
     """
-    count = sum(_flops(network, name, part, text, image) for name, part in network.named_modules())
+    count = 0
+    for name, part in network.named_modules():
+        times = pictures if name.startswith("controlnet_cond_embedding") else 1
+        count += times * _flops(network, name, part, text, image)
     for layer in layers_of(network):
         attention: Any = network.get_submodule(layer.name)
         tokens = max(image >> 2 * layer.level, 1)
@@ -537,9 +615,13 @@ def _flops(unet: Any, name: str, part: nn.Module, text: int, image: int) -> int:
     return 2 * weights * (max(image >> 2 * stream.level, 1) if stream.level >= 0 else image << -2 * stream.level)
 
 
+_FEW = ("time_", "add_", "encoder_hid_proj", "control_add_", "transformer_layes", "spatial_ch_projs")
+"""Where the layers begin that see time, sizes, and which pictures a union is shown: as good as no tokens."""
+
+
 def _stream(unet: nn.Module, name: str) -> Stream | None:
     """Return which tokens pass a layer; feature maps count as image tokens."""
-    if "time_emb" in name or "_ip." in name or name.startswith(("time_", "add_", "encoder_hid_proj")):
+    if "time_emb" in name or "_ip." in name or name.startswith(_FEW):
         return None
     if ".attn2.to_k" in name or ".attn2.to_v" in name:
         return Stream("text")

@@ -5,7 +5,14 @@ from capriccio.methods import diptych, inpainting, lar_gen, regional_prompting, 
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (lar_gen.METHOD, diptych.METHOD, inpainting.METHOD, regional_prompting.METHOD, rpg.METHOD)
+    for method in (
+        lar_gen.METHOD,
+        diptych.METHOD,
+        inpainting.METHOD,
+        regional_prompting.METHOD,
+        rpg.METHOD,
+        diptych.JOINT,
+    )
 }
 
 __all__ = ["METHODS", "Method"]

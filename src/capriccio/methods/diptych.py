@@ -26,6 +26,13 @@ Differences from the authors' code, all of them deliberate:
 * of several pictures of the subject, the one that shows it largest is used, and the plan says so;
 * a backbone with numbers of its own (the miniature) keeps them: steps, guidance, panel size, margin.
 
+Ours, and an experiment: ``diptych-joint`` paints several subjects, each in a region of its own, on one canvas. The
+paper paints them one after the other, and so do we unless this is asked for by name. The references have a panel each
+(``arrangement="row"``) or share the left one (``"stack"``); the tokens of a place see their own reference with the
+weight lambda, and neither they nor the references see another's (``apart``):
+
+    A'[q, k] = lambda A[q, k]    for q in place i, k in reference i;    k in reference j is hidden from place i
+
     Scene("the {mug} in the snow", [Subject("mug.png", name="mug")])
     Scene("a cat in {ink}", [Style("ink.png", name="ink")])
     Scene("the {mug} on a table", [Subject("mug.png", name="mug"), Edit("table.png", mask="spot.png")])
@@ -33,21 +40,24 @@ Differences from the authors' code, all of them deliberate:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from capriccio import perception, text
-from capriccio.attention import AttentionProgram, Weigh
-from capriccio.canvas import Box, Canvas, lay, on_colour, opaque, paste_back, side_by_side, size_like, softened
+from capriccio import text
+from capriccio.attention import AttentionProgram, Hide, Weigh
+from capriccio.canvas import Box, Canvas, Mask, lay, opaque, paste_back, side_by_side, size_like, softened
 from capriccio.draft import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.errors import CapriccioError
-from capriccio.pictures import Fit, Picture, fit, fitted_box, open_mask, open_picture
-from capriccio.scene import Edit, Style, Subject
+from capriccio.pictures import fit, fitted_box, open_mask, open_picture
+from capriccio.references import reference_panel
+from capriccio.scene import Edit, Region, Style, Subject, references
+from capriccio.turns import places_of
 
 SUBJECT_TEMPLATE = (
     "A diptych with two side-by-side images of same {subject}. On the left, a photo of {subject}. "
@@ -88,14 +98,35 @@ class Options:
             raise CapriccioError(f"The template {self.template!r} has no place for {{prompt}}; add it.")
 
 
+@dataclass(frozen=True)
+class JointOptions(Options):
+    """Settings of the joint canvas, which is ours.
+
+    Attributes:
+        attention_weight: As above, of each reference in the eyes of its place.
+        engine: As above.
+        control_scale: As above.
+        pixel_offset: As above.
+        template: As above; ``{subject}`` is all subjects, with "and" between them.
+        arrangement: ``"row"``, a whole panel for each reference, or ``"stack"``, below each other on one panel.
+        apart: Whether a place, and every reference, is blind to the references of the others.
+    """
+
+    arrangement: Literal["row", "stack"] = "row"
+    apart: bool = True
+
+
 def plan(draft: Draft, conditions: Sequence[Subject | Style | Edit], options: Options) -> Draft:
     """Add the whole method to a draft: numbers, canvas, preparations, prompt, attention, finish."""
     edit = next((condition for condition in conditions if isinstance(condition, Edit)), None)
     (reference,) = (condition for condition in conditions if not isinstance(condition, Edit))
     draft = _numbers(draft.inpaint(options.engine, options.control_scale))
     canvas = _panels(draft, options) if edit is None else _panels_for(draft, options, open_picture(edit.image).size)
-    draft = _reference(draft, canvas.panel("left"), reference)
-    draft = _target(draft, canvas, reference) if edit is None else _target_picture(draft, canvas, reference, edit)
+    draft = reference_panel(draft, canvas.panel("left"), reference)
+    if edit is None:
+        draft = _target(draft, canvas, {"left": reference.name}, "right")
+    else:
+        draft = _target_picture(draft, canvas, reference, edit)
     painted = "image:right" if edit is None else "image:edit"
     program = AttentionProgram((Weigh(queries=painted, keys="image:left", weight=options.attention_weight),))
     draft = replace(draft, canvas=canvas, prompt=_prompt(draft, reference, options), program=program)
@@ -132,84 +163,22 @@ def _panels_for(draft: Draft, options: Options, picture: tuple[int, int]) -> Can
     return side_by_side(("left", "right"), *size, token)
 
 
-def _reference(draft: Draft, box: Box, reference: Subject | Style) -> Draft:
-    """Prepare the left panel: fit the pictures, find the subject, put it on white."""
-    name = reference.name
-    alone = isinstance(reference, Subject) and reference.remove_background
-    sources = reference.images if isinstance(reference, Subject) else (reference.image,)
-    mask = reference.mask if isinstance(reference, Subject) else None
-    fitted = [_fitted(source, mask if alone else None, name, box, reference.fit) for source in sources]
-    sentences = " ".join(dict.fromkeys(sentence for _, sentence in fitted))
-    pictures = [picture for picture, _ in fitted]
-    draft = draft.add(Preparation(f"{name}.pictures", "pictures", sentences, lambda: pictures))
-    if mask is not None and not alone:
-        draft = draft.say(f"The mask of {name!r} has no effect, because remove_background is off.")
-    if not alone and any(picture.mode == "RGBA" for picture in pictures):
-        draft = draft.say(f"The picture of {name!r} is transparent in places; white is put there.")
-    if alone or len(pictures) > 1:
-        return draft.add(*_found(draft, name, pictures, alone))
-    whole = Preparation(f"{name}.panel", "picture", "the picture as it is", _first, (f"{name}.pictures",))
-    return draft.add(whole)
-
-
-def _first(pictures: list[Image.Image]) -> Image.Image:
-    return opaque(pictures[0])
-
-
-def _fitted(source: Picture, mask: Picture | None, name: str, box: Box, how: Fit) -> tuple[Image.Image, str]:
-    picture = open_picture(source)
-    if mask is not None:
-        given = open_mask(mask, picture.size, f"mask of {name!r}")
-        picture = picture.convert("RGB")
-        picture.putalpha(given)
-    return fit(picture, box.width, box.height, how)
-
-
-def _found(draft: Draft, name: str, pictures: list[Image.Image], alone: bool) -> tuple[Preparation, Preparation]:
-    """Find the subject in each picture, and make the panel from the picture that shows it largest."""
-    own = draft.backbone.defaults.own
-
-    def masks(pictures: list[Image.Image]) -> list[Image.Image]:
-        return [_mask(picture, name, own) for picture in pictures]
-
-    def panel(pictures: list[Image.Image], masks: list[Image.Image]) -> Image.Image:
-        picture, mask = max(zip(pictures, masks, strict=True), key=lambda pair: np.asarray(pair[1], np.int64).sum())
-        return on_colour(picture, mask) if alone else opaque(picture)
-
-    given = all(picture.mode == "RGBA" for picture in pictures)
-    finds = "the mask or transparency given" if given else f"find the {name}, keep its largest part, holes filled"
-    several = f", from the one of {len(pictures)} pictures that shows it largest" if len(pictures) > 1 else ""
-    puts = (f"the {name} alone on white" if alone else "the picture as it is") + several
-    return (
-        Preparation(f"{name}.masks", "masks", finds, masks, (f"{name}.pictures",)),
-        Preparation(f"{name}.panel", "picture", puts, panel, (f"{name}.pictures", f"{name}.masks")),
-    )
-
-
-def _mask(picture: Image.Image, name: str, is_miniature: bool) -> Image.Image:
-    if picture.mode == "RGBA":
-        return picture.getchannel("A")
-    found = perception.segment(picture, name, backbone_is_miniature=is_miniature)
-    return Image.fromarray(np.where(found, np.uint8(255), np.uint8(0)))
-
-
-def _target(draft: Draft, canvas: Canvas, reference: Subject | Style) -> Draft:
-    """Paint the whole right panel, and crop it."""
-    right = canvas.panel("right")
-    paint = canvas.mask(right)
-    inner = right.inner(draft.settings.width, draft.settings.height)
+def _target(draft: Draft, canvas: Canvas, shown: Mapping[str, str], panel: str) -> Draft:
+    """Paint a whole panel beside those that show a reference each, and crop it."""
+    box = canvas.panel(panel)
+    paint, inner = canvas.mask(box), box.inner(draft.settings.width, draft.settings.height)
     draft = draft.add(
         Preparation(
             CANVAS,
             "picture",
-            f"left: {reference.name}.panel; right: empty",
-            lambda panel: lay(canvas, {"left": panel}),
-            (f"{reference.name}.panel",),
+            "; ".join([*(f"{place}: {name}.panel" for place, name in shown.items()), f"{panel}: empty"]),
+            lambda *pictures: lay(canvas, dict(zip(shown, pictures, strict=True))),
+            tuple(f"{name}.panel" for name in shown.values()),
         ),
-        Preparation(PAINT, "mask", "the right panel", lambda: paint),
+        Preparation(PAINT, "mask", f"the {panel} panel", lambda: paint),
     )
     crop = Finish(f"crop {inner}", lambda painted, _: painted.crop(inner.corners))
-    groups = {"image:left": ~paint, "image:right": paint}
+    groups = {f"image:{place}": canvas.mask(canvas.panel(place)) for place in (*shown, panel)}
     return replace(draft, groups=groups, picture=inner, finish=(crop,))
 
 
@@ -254,6 +223,95 @@ def _prompt(draft: Draft, reference: Subject | Style, options: Options) -> str:
     return text.fill(options.template or template, {"subject": name, "prompt": draft.scene.words})
 
 
+# --- several subjects on one canvas: ours --------------------------------------------------------------------------
+
+
+def plan_joint(draft: Draft, conditions: Sequence[Subject | Region], options: JointOptions) -> Draft:
+    """Add a canvas with the references of all subjects, and each subject's place on the picture beside them."""
+    subjects = {one.name: one for one in conditions if isinstance(one, Subject)}
+    regions = [one for one in conditions if isinstance(one, Region)]
+    _check_joint(regions, list(subjects))
+    places = places_of(list(subjects), regions)
+    draft = _numbers(draft.inpaint(options.engine, options.control_scale))
+    canvas = _joint_canvas(draft, options, len(places))
+    shown = {f"reference/{number}": name for number, name in enumerate(places, 1)}
+    for panel, name in shown.items():
+        draft = reference_panel(draft, canvas.panel(panel), subjects[name])
+    draft = _target(draft, canvas, shown, "picture")
+    inner = draft.picture or canvas.panel("picture")
+    groups = {**draft.groups, **_joint_places(canvas, inner, places)}
+    program = joint_attention(len(places), options.attention_weight, options.apart)
+    names = " and ".join(subjects[name].description or name for name in places)
+    prompt = text.fill(options.template or SUBJECT_TEMPLATE, {"subject": names, "prompt": draft.scene.words})
+    draft = replace(draft, canvas=canvas, prompt=prompt, groups=groups, program=program)
+    return draft.say(
+        "An experiment: all subjects are painted on one canvas. The scene's prompt says what is painted; those of "
+        "regions say whose place it is.",
+        *filter(None, [draft.backbone.defaults.caution]),
+    )
+
+
+def joint_attention(count: int, attention_weight: float, apart: bool) -> AttentionProgram:
+    """Return which place sees which reference, of so many: its own with more weight, and no other if ``apart``."""
+    numbers = range(1, count + 1)
+    own = [Weigh(f"image:place/{i}", f"image:reference/{i}", attention_weight) for i in numbers]
+    others = [(i, j) for i in numbers for j in numbers if i != j and apart]
+    blind = [Hide((f"image:place/{i}", f"image:reference/{i}"), f"image:reference/{j}") for i, j in others]
+    return AttentionProgram((*own, *blind))
+
+
+def _check_joint(regions: Sequence[Region], subjects: Sequence[str]) -> None:
+    for region in regions:
+        named = [name for name in references(region.prompt) if name in subjects]
+        unheard = "strength" if region.strength is not None else "feather" if region.feather else ""
+        if not named:
+            raise CapriccioError(
+                f"The region {region.prompt!r} names no subject, but diptych-joint paints the places of subjects "
+                "alone; name one in braces, or leave out by= to paint one after the other."
+            )
+        if unheard:
+            raise CapriccioError(
+                f"{unheard} of the region {region.prompt!r} has no effect with diptych-joint, which paints all places "
+                "at once; leave it out."
+            )
+
+
+def _joint_canvas(draft: Draft, options: JointOptions, count: int) -> Canvas:
+    """The references, and the picture to the right of them: on panels of equal size, or sharing one."""
+    names = tuple(f"reference/{number}" for number in range(1, count + 1))
+    pair = _panels(draft, options)
+    left, right = (box for _, box in pair.panels)
+    if options.arrangement == "row":
+        return side_by_side((*names, "picture"), right.width, right.height, pair.token)
+    rows = right.height // pair.token
+    edges = [pair.token * (rows * number // count) for number in range(count + 1)]
+    if rows < count:
+        raise CapriccioError(
+            f"{count} references do not fit on a panel of {rows} rows of tokens; give a larger picture, or "
+            "arrangement='row'."
+        )
+    stacked = [Box(0, top, left.width, bottom - top) for top, bottom in pairwise(edges)]
+    return replace(pair, panels=(*zip(names, stacked, strict=True), ("picture", right)))
+
+
+def _joint_places(canvas: Canvas, inner: Box, places: Mapping[str, Region]) -> dict[str, Mask]:
+    """Return the group of each place on the canvas; of places that overlap, the later one lies on top."""
+    found: dict[str, Mask] = {}
+    taken = np.zeros((inner.height, inner.width), bool)
+    for number, (name, region) in reversed([*enumerate(places.items(), 1)]):
+        free = region.cover(inner.width, inner.height) & ~taken
+        if not free.any():
+            raise CapriccioError(
+                f"Later places cover all of that of {name!r}, {region.prompt!r}; move them apart, or change their "
+                "order."
+            )
+        taken |= free
+        left, top, right, bottom = inner.corners
+        found[f"image:place/{number}"] = np.zeros((canvas.height, canvas.width), bool)
+        found[f"image:place/{number}"][top:bottom, left:right] = free
+    return found
+
+
 METHOD = Method(
     name="diptych",
     title="Diptych Prompting (Shin et al., CVPR 2025)",
@@ -263,4 +321,15 @@ METHOD = Method(
     options=Options,
     plan=plan,
     neutral="attention_weight=1",
+)
+JOINT = Method(
+    name="diptych-joint",
+    title="Diptych Prompting, several subjects on one canvas (ours, an experiment)",
+    paper="",
+    what="subjects in regions, each from its own picture, at once instead of one after the other",
+    takes=(frozenset({"subject", "region"}),),
+    options=JointOptions,
+    plan=plan_joint,
+    neutral="attention_weight=1, apart=false",
+    several=frozenset({"subject", "region"}),
 )

@@ -35,12 +35,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from capriccio import assets, perception
+from capriccio import assets
 from capriccio.attention import AttentionProgram, Bank, Layers, Scope, Tokens
 from capriccio.backbones.base import Backbone
 from capriccio.backbones.unet import UNetBackbone, network_flops
@@ -50,6 +49,7 @@ from capriccio.errors import CapriccioError
 from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder
 from capriccio.phases import POSITIVE
 from capriccio.pictures import fit, open_mask, open_picture
+from capriccio.references import subject_mask
 from capriccio.scene import Edit, Subject
 
 NAME = "lar-gen"
@@ -207,11 +207,7 @@ def _alone(subject: Subject, is_miniature: bool) -> Image.Image:
         picture.putalpha(open_mask(subject.mask, picture.size, f"mask of {subject.name!r}"))
     if not subject.remove_background:
         return _squared(opaque(picture))
-    if picture.mode == "RGBA":
-        mask = picture.getchannel("A")
-    else:
-        found = perception.segment(picture, subject.name, backbone_is_miniature=is_miniature)
-        mask = Image.fromarray(np.where(found, np.uint8(255), np.uint8(0)))
+    mask = subject_mask(picture, subject.name, is_miniature)
     box = mask.getbbox()
     if box is None:
         raise CapriccioError(f"The picture of {subject.name!r} is transparent everywhere; give one that shows it.")
