@@ -45,11 +45,14 @@ CLAIMS = {
 SMALL: dict[str, Any] = {"width": 32, "height": 24, "num_inference_steps": 2}
 CANVAS = ("diptych", "inpainting", "diptych-joint")
 """Methods that lay out a canvas with a known part, which an engine keeps; the others paint from text alone."""
+ONLY = {"lar-gen": ("sd15", "sd2")}
+"""Where a method needs more than a backbone: those that have what it adds."""
 NEUTRAL: dict[str, dict[str, Any]] = {
     "diptych": {"attention_weight": 1.0},
     "regional-prompting": {"mask_inject_steps": 0},
     "rpg": {"base_ratio": 1.0},
     "diptych-joint": {"attention_weight": 1.0, "apart": False},
+    "lar-gen": {"beta": 0.0, "refine": False},
     "control": {"controlnet_conditioning_scale": 0.0},
 }
 """The setting at which a method, or a control, changes nothing; those without have nothing but the canvas."""
@@ -62,6 +65,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "template": "two pictures of {subject}: {prompt}",
     },
     "inpainting": {"engine": "hold", "control_scale": 0.5},
+    "lar-gen": {"beta": 1.0, "refine": False, "engine": "hold"},
     "regional-prompting": {
         "mask_inject_steps": 2,
         "double_inject_blocks_interval": 2,
@@ -105,6 +109,11 @@ REFUSED = {
 """Where an option has no effect, and the words that say so."""
 _ONE_CANVAS = "each lays out the whole canvas"
 PAIRS = {
+    ("lar-gen", "diptych"): _ONE_CANVAS,
+    ("lar-gen", "inpainting"): _ONE_CANVAS,
+    ("lar-gen", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
+    ("lar-gen", "rpg"): "No cell of the page shows the subject 'mug'",
+    ("lar-gen", "diptych-joint"): "none of them names the subject 'mug'",
     ("diptych", "inpainting"): _ONE_CANVAS,
     ("diptych", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
     ("diptych", "rpg"): "No cell of the page shows the subject 'mug'",  # one after the other, where one does
@@ -130,7 +139,10 @@ def backbone_of(family: str) -> Any:
     kind, _, inpaint = family.partition("-")
     fill = tiny.stable_diffusion(kind, inpaint=True, seed=1).unet if "fill" in CLAIMS[family] and not inpaint else None
     pipe = tiny.stable_diffusion(kind, inpaint=bool(inpaint))
-    return UNetBackbone(pipe, fill=fill, controlnets=nets_of(pipe.unet))
+    backbone = UNetBackbone(pipe, fill=fill, controlnets=nets_of(pipe.unet))
+    if family in ONLY["lar-gen"]:
+        backbone.modules["lar-gen"] = tiny.lar_gen(backbone)
+    return backbone
 
 
 def nets_of(unet: Any = None) -> dict[str, Any]:
@@ -160,8 +172,14 @@ class Case:
 CASES = [
     *(Case(family, way) for family in CLAIMS for way in ("text", "image", "control")),
     *(Case(family, way, engine) for family in CLAIMS for way in CANVAS for engine in CLAIMS[family]),
-    *(Case(family, way) for family in CLAIMS for way in METHODS if way not in CANVAS),
+    *(
+        Case(family, way)
+        for family in CLAIMS
+        for way in METHODS
+        if way not in CANVAS and family in ONLY.get(way, CLAIMS)
+    ),
 ]
+EVERYTHING = [(family, way) for family in ("flux", "sd15") for way in METHODS if family in ONLY.get(way, CLAIMS)]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_family = pytest.mark.parametrize("family", CLAIMS)
 
@@ -195,6 +213,10 @@ def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
         "image": lambda: [Edit(picture, strength=0.6, options=options)],
         "inpainting": lambda: [Edit(picture, mask=files / "mask.png", options=options)],
         "diptych": lambda: [Subject(files / "subject.png", name="mug", options=options)],
+        "lar-gen": lambda: [
+            Subject(files / "subject.png", name="mug", by=way, options=options),
+            Edit(picture, mask=files / "mask.png", by=way),
+        ],
         "regional-prompting": lambda: [
             Region("a hat", box=(0, 0, 0.5, 0.5), options=options),
             Region("a cat", box=(0.5, 0, 1, 1), options=options),
@@ -343,7 +365,7 @@ def test_the_neutral_setting_is_the_canvas_without_the_edit(
     neutral = plan_of(case.backbone, scene_of(case, files, **NEUTRAL[case.way]))
     guidance = {"true_cfg_scale": neutral.settings.true_cfg_scale}  # a paper may have its own
     nothing = plan_of(case.backbone, scene_of(case, files).but(conditions=(), **guidance))
-    if case.way in CANVAS:
+    if case.way in (*CANVAS, "lar-gen"):
         nothing = without_edits(plan_of(case.backbone, scene_of(case, files)))
     (plain,), (vanilla,) = (painted(case.backbone, plan) for plan in (neutral, nothing))
     assert torch.equal(plain.latents, vanilla.latents)
@@ -364,8 +386,17 @@ def without_edits(plan: Plan) -> Plan:
 # --- options, mistakes, pairs ---
 
 
-@pytest.mark.parametrize("family", ["flux", "sd15"])
-@pytest.mark.parametrize(("way", "option"), [(way, option) for way, options in OPTIONS.items() for option in options])
+@every_family
+@pytest.mark.parametrize("way", ONLY)
+def test_a_method_that_lacks_what_it_adds_says_so(family: str, way: str, files: Path) -> None:
+    if family not in ONLY[way]:
+        with pytest.raises(CapriccioError, match=r"adds to a U-Net, but|is loaded into .* open it with modules="):
+            plan_of(backbone_of(family), scene_of(Case(family, way), files))
+
+
+@pytest.mark.parametrize(
+    ("family", "way", "option"), [(*one, option) for one in EVERYTHING for option in OPTIONS[one[1]]]
+)
 def test_an_option_has_an_effect_or_is_refused(
     family: str, way: str, option: str, one: Callable[[Case], Painted], files: Path
 ) -> None:
@@ -393,8 +424,7 @@ def test_a_setting_of_a_control_has_an_effect_or_is_refused(family: str, setting
     assert not torch.equal(plain, other)
 
 
-@pytest.mark.parametrize("family", ["flux", "sd15"])
-@pytest.mark.parametrize("way", ["image", *METHODS])
+@pytest.mark.parametrize(("family", "way"), [("flux", "image"), ("sd15", "image"), *EVERYTHING])
 def test_a_control_goes_with_everything_and_can_be_neutral(
     family: str, way: str, one: Callable[[Case], Painted], files: Path
 ) -> None:
@@ -458,8 +488,9 @@ def test_two_methods_run_together_or_say_why_not(family: str, pair: tuple[str, s
         assert np.isfinite(pixels(backbone_of(family), scene)).all()
 
 
-@pytest.mark.parametrize("family", ["flux", "sd15"])
-@pytest.mark.parametrize("way", ["text", "image", *METHODS])
+@pytest.mark.parametrize(
+    ("family", "way"), [*((family, way) for family in ("flux", "sd15") for way in ("text", "image")), *EVERYTHING]
+)
 def test_weighted_words_go_with_everything(family: str, way: str, files: Path) -> None:
     """A weight of 1 is neutral; the paper's template of the diptych is longer than the encoders of these tests read."""
     short = {"template": "{prompt}"} if way.startswith("diptych") else {}

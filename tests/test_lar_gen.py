@@ -12,7 +12,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from capriccio import Edit, Scene, Studio, Subject
 from capriccio.attention import layers_of
@@ -20,39 +19,17 @@ from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError
 from capriccio.formats import ip_adapter
 from capriccio.methods import METHODS, lar_gen
-from capriccio.modules.lar_gen import Eye, LarGen, crossings, decoder, learns_in_refine
+from capriccio.modules.lar_gen import LarGen, crossings, decoder, learns_in_refine
 from capriccio.studio import add_modules
 
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
-
-
-def eye() -> Eye:
-    torch.manual_seed(2)
-    config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8,
-        projection_dim=32,
-    )  # fmt: skip
-    mean = [0.48, 0.46, 0.41]
-    return Eye(CLIPVisionModelWithProjection(config), CLIPImageProcessor(image_mean=mean, image_std=[0.3, 0.3, 0.3]))
-
-
-def module_for(backbone: UNetBackbone, refine: bool = True) -> LarGen:
-    """A LAR-Gen with random weights that are heard."""
-    torch.manual_seed(3)
-    module = LarGen.new(backbone.fill, eye())
-    if refine:
-        module.add_refine(backbone.base)
-    with torch.no_grad():
-        for layer in (*module.to_k, *module.to_v):
-            layer.weight.normal_(std=0.5)
-    return module.eval().requires_grad_(False)
 
 
 def open_studio(refine: bool = True, loaded: bool = True) -> Studio:
     pipe, inpainting = tiny.stable_diffusion("sd15"), tiny.stable_diffusion("sd15", inpaint=True, seed=4)
     studio = Studio(UNetBackbone(pipe, fill=inpainting.unet, name="tiny"))
     if loaded:
-        studio.backbone.modules["lar-gen"] = module_for(studio.backbone, refine)
+        studio.backbone.modules["lar-gen"] = tiny.lar_gen(studio.backbone, refine)
     return studio
 
 
@@ -215,7 +192,7 @@ def test_only_cross_attention_learns_in_refine(studio: Studio) -> None:
 def test_files_come_back_the_same(tmp_path: Path, studio: Studio) -> None:
     backbone, module = studio.backbone, studio.backbone.modules["lar-gen"]
     module.save(tmp_path)
-    again = LarGen.load(tmp_path, backbone.fill, backbone.base, eye())
+    again = LarGen.load(tmp_path, backbone.fill, backbone.base, tiny.eye())
     for (name, old), (_, new) in zip(module.state_dict().items(), again.state_dict().items(), strict=True):
         torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3, msg=name)
 
@@ -252,16 +229,16 @@ def test_files_that_do_not_fit_are_sentences(tmp_path: Path, studio: Studio) -> 
     backbone = studio.backbone
     (tmp_path / "ip_adapter.safetensors").write_bytes(b"nothing")
     with pytest.raises(CapriccioError, match="could not be read"):
-        LarGen.load(tmp_path, backbone.fill, backbone.base, eye())
+        LarGen.load(tmp_path, backbone.fill, backbone.base, tiny.eye())
     torch.save({"image_proj": {"proj.weight": torch.ones(2)}, "ip_adapter": {"1.x": torch.ones(1)}}, tmp_path / "a.bin")
     with pytest.raises(CapriccioError, match="no resampler"):
-        LarGen.load(tmp_path / "a.bin", backbone.fill, backbone.base, eye())
+        LarGen.load(tmp_path / "a.bin", backbone.fill, backbone.base, tiny.eye())
     backbone.modules["lar-gen"].save(tmp_path)
     other = tiny.stable_diffusion("sdxl").unet
     with pytest.raises(CapriccioError, match="does not fit this model"):
-        LarGen.load(tmp_path, other, other, eye())
+        LarGen.load(tmp_path, other, other, tiny.eye())
     with pytest.raises(CapriccioError, match="which is not open"):
-        LarGen.load(tmp_path, backbone.fill, None, eye())
+        LarGen.load(tmp_path, backbone.fill, None, tiny.eye())
     with pytest.raises(CapriccioError, match="no image_encoder"):
         lar_gen.load(tmp_path, backbone)
     with pytest.raises(CapriccioError, match="did you mean 'lar-gen'"):

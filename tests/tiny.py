@@ -26,10 +26,13 @@ from diffusers import (
 )
 from torch import nn
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -37,6 +40,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
+from capriccio.modules.lar_gen import Eye, LarGen
 
 LATENTS, FACTOR = 4, 2
 TOKEN = 2 * FACTOR
@@ -314,3 +318,31 @@ def ip_adapter(unet: UNet2DConditionModel, seed: int = 3) -> dict[str, dict[str,
             width = unet.get_submodule(name.removesuffix(".processor")).inner_dim
             layers |= {f"{number}.to_{x}_ip.weight": noise(width, text) for x in "kv"}
     return {"image_proj": project, "ip_adapter": layers}
+
+
+def eye() -> Eye:
+    """A CLIP that sees little."""
+    torch.manual_seed(2)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=32,
+    )
+    mean, std = [0.48, 0.46, 0.41], [0.3, 0.3, 0.3]
+    return Eye(CLIPVisionModelWithProjection(config), CLIPImageProcessor(image_mean=mean, image_std=std))
+
+
+def lar_gen(backbone: Any, refine: bool = True) -> LarGen:
+    """A LAR-Gen for a backbone of the U-Net family, with random weights that are heard."""
+    torch.manual_seed(3)
+    module = LarGen.new(backbone.fill, eye())
+    if refine:
+        module.add_refine(backbone.base)
+    with torch.no_grad():
+        for layer in (*module.to_k, *module.to_v):
+            layer.weight.normal_(std=0.5)
+    return module.eval().requires_grad_(False)

@@ -253,6 +253,6 @@ METHOD = Method(
     takes=(frozenset({"subject", "edit"}),),
     options=Options,
     plan=plan,
-    neutral="beta=0, refine=False",
+    neutral="beta=0, refine=false",
     load=load,
 )
