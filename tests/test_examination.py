@@ -111,9 +111,9 @@ _ONE_CANVAS = "each lays out the whole canvas"
 PAIRS = {
     ("lar-gen", "diptych"): _ONE_CANVAS,
     ("lar-gen", "inpainting"): _ONE_CANVAS,
-    ("lar-gen", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
-    ("lar-gen", "rpg"): "No cell of the page shows the subject 'mug'",
-    ("lar-gen", "diptych-joint"): "none of them names the subject 'mug'",
+    ("lar-gen", "regional-prompting"): "none of them names the subject 'pot'",  # one after the other, where one does
+    ("lar-gen", "rpg"): "No cell of the page shows the subject 'pot'",
+    ("lar-gen", "diptych-joint"): "none of them names the subject 'pot'",
     ("diptych", "inpainting"): _ONE_CANVAS,
     ("diptych", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
     ("diptych", "rpg"): "No cell of the page shows the subject 'mug'",  # one after the other, where one does
@@ -214,7 +214,7 @@ def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
         "inpainting": lambda: [Edit(picture, mask=files / "mask.png", options=options)],
         "diptych": lambda: [Subject(files / "subject.png", name="mug", options=options)],
         "lar-gen": lambda: [
-            Subject(files / "subject.png", name="mug", by=way, options=options),
+            Subject(files / "subject.png", name="pot", by=way, options=options),
             Edit(picture, mask=files / "mask.png", by=way),
         ],
         "regional-prompting": lambda: [
