@@ -16,6 +16,7 @@ from capriccio.objectives import (
     gaussian_kl,
     gradient_l1,
     masked_mean,
+    noise_weight,
     pyramid_l1,
 )
 from capriccio.training import optimisers, trainer
@@ -183,3 +184,15 @@ def test_half_precision_is_asked_of_the_machine(monkeypatch: pytest.MonkeyPatch)
     for able, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
         assert optimisers.quick_dtype() == expected
+
+
+def test_no_stage_of_painting_counts_for_nothing() -> None:
+    """Velocity's weight in the middle, bounded where nearly all is noise, falling where hardly any is."""
+    alpha = torch.linspace(0.0047, 0.9991, 200)
+    weights = noise_weight(alpha, most=3, snr_cap=25)
+    snr = alpha / (1 - alpha)
+    middle = (alpha > 1 / 3) & (snr < 25)
+    torch.testing.assert_close(weights[middle], 1 + 1 / snr[middle])
+    assert (weights[alpha < 1 / 3] == 3).all()
+    torch.testing.assert_close(weights[snr > 25], 25 / snr[snr > 25] / alpha[snr > 25])
+    assert (weights.diff() <= 1e-6).all()
