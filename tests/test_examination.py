@@ -97,10 +97,12 @@ CONTROL: dict[str, Any] = {
     "fit": "crop",
 }
 """The same for the settings of a control, which goes with every method."""
-REFUSED = {
+REFUSED_CONTROL = {
     ("flux", "mode"): "knows one kind of picture only; leave it out",
     ("sd15", "mode"): "knows one kind of picture only; leave it out",
     ("flux", "guess_mode"): "have none; leave it out",
+}
+REFUSED = {
     ("sd15", "control_scale"): "control_scale has no effect with the engine",
     ("sd15", "double_inject_blocks_interval"): "counts blocks of FLUX",
     ("sd15", "single_inject_blocks_interval"): "counts blocks of FLUX",
@@ -415,8 +417,8 @@ def test_a_setting_of_a_control_has_an_effect_or_is_refused(family: str, setting
     backbone, value = backbone_of(family), CONTROL[setting]
     tall = Image.open(files / "picture.png").rotate(90, expand=True)  # so that there is something to fit
     given = {"image": tall, setting: Image.open(files / value).rotate(90, expand=True) if setting == "mask" else value}
-    if (family, setting) in REFUSED:
-        with pytest.raises(CapriccioError, match=REFUSED[family, setting]):
+    if (family, setting) in REFUSED_CONTROL:
+        with pytest.raises(CapriccioError, match=REFUSED_CONTROL[family, setting]):
             plan_of(backbone, scene_of(Case(family, "control"), files, **given))
         return
     scenes = [scene_of(Case(family, "control"), files, **own) for own in ({"image": tall}, given)]

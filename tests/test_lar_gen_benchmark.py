@@ -524,8 +524,10 @@ def test_every_way_that_a_model_can_paint_leaves_the_rest_alone(protocol: sample
         Studio.open(fill_folder), painters.Settings(steps=2), told=told.append, variants=table
     )
     assert list(ways) == ["inpainting", "collage", "diptych", "drawn"]
-    assert len(told) == 1
+    assert len(told) == 2
     assert told[0].startswith("paint-by-example is left out: ")
+    assert told[1].startswith("assign, assign-refine, subject-only, beta-0.1, ")
+    assert "are left out: lar-gen adds to a U-Net" in told[1]
     (sample, *_) = protocol.samples(1)
     pictures = {name: ways[name](sample, 0) for name in ("inpainting", "collage", "diptych")}
     assert len({picture.tobytes() for picture in pictures.values()}) == 3

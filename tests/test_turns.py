@@ -550,7 +550,7 @@ def test_the_planner_is_asked_once_and_its_page_travels(
 @pytest.mark.parametrize(
     ("cells", "says"),
     [
-        (["a hat", "a cat"], "No cell of the page shows the subject 'mug': 'a hat', 'a cat'; name it in the scene's"),
+        (["a hat", "a cat"], "No cell of the page shows the subject 'mug': 'a hat', 'a cat'; name it in the prompt"),
         (["a mug", "a mug, too"], "'mug' is named by two regions"),
     ],
 )

@@ -84,7 +84,7 @@ def settled(scene: Scene) -> Scene:
     Raises:
         CapriccioError: If the planner has no answer.
     """
-    if not are_several(scene):
+    if not are_several(scene) or all(one.page is not None for one in scene.conditions if isinstance(one, Layout)):
         return scene
 
     def with_page(one: Condition) -> Condition:

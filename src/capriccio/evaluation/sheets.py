@@ -14,16 +14,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from capriccio import assets
+from capriccio.canvas import on_colour
 from capriccio.errors import CapriccioError, nearest
 from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct
 from capriccio.evaluation.targets import GUIDANCE
 from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
 from capriccio.pictures import grid
-from capriccio.scene import Control, Edit, Lora, Scene
+from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.world.casting import sample_people
 from capriccio.world.controls import CONTROLS, control_pictures
+from capriccio.world.draw import Drawing
 from capriccio.world.graph import SceneGraph, sample_scene
 from capriccio.world.whole import Picture, depict, describe, sample_picture, sample_sheet
 
@@ -202,6 +204,36 @@ def _box(mask: Tensor) -> Image.Image:
     return box
 
 
+def customised(refine: bool) -> Image.Image:
+    """Held-out subjects, the pictures they are to stand in, and what LAR-Gen of the miniature makes of both."""
+    rng = np.random.default_rng(16)
+    guests, scenes = ([_alone(rng) for _ in range(COLUMNS)] for _ in range(2))
+    subjects, places = depict(guests), depict(scenes)
+    alone = [
+        on_colour(picture, mask) for picture, mask in zip(to_images(subjects.pixels), _masks(subjects), strict=True)
+    ]
+    pictures = to_images(places.pixels)
+    asked = [
+        Scene(
+            "the {subject}",
+            [
+                Subject(subject, name="subject", by="lar-gen", remove_background=False, options={"refine": refine}),
+                Edit(picture, _box(mask.any(0))),
+            ],
+            seed=seed,
+            true_cfg_scale=GUIDANCE,
+        )
+        for seed, (subject, picture, mask) in enumerate(zip(alone, pictures, places.subjects, strict=True))
+    ]
+    painted = [painting.images[0] for painting in Studio.open("miniature-sd").paint_all(asked)]
+    return grid([*alone, *pictures, *painted], COLUMNS)
+
+
+def _masks(drawing: Drawing) -> list[Image.Image]:
+    """Where any subject is, white on black."""
+    return [Image.fromarray((mask.any(0).numpy() * 255).astype(np.uint8)) for mask in drawing.subjects]
+
+
 SHEETS: dict[str, Callable[[], Image.Image]] = {
     "vae": reconstructions,
     "vae-decoder": reconstructions,
@@ -215,5 +247,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     **{f"controlnet-{kind}": partial(steerings, kind) for kind in CONTROLS},
     "sd": partial(paintings, "miniature-sd"),
     "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
+    "lar-gen-assign": partial(customised, refine=False),
+    "lar-gen": partial(customised, refine=True),
 }
 """How the sheet of each model is drawn."""

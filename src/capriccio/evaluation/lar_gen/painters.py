@@ -185,7 +185,7 @@ def open_painters(
         studio: Who paints.
         settings: What all ways share.
         names: Which ways; all that this studio can paint by default.
-        told: Hears, without names, of each way that is left out, and why.
+        told: Hears, without names, which ways are left out, and why.
         variants: The table.
 
     Raises:
@@ -195,13 +195,16 @@ def open_painters(
     for name in sorted(wanted - set(variants)):
         raise CapriccioError(f"There is no variant {name!r}; {nearest(name, variants)}")
     painters: dict[str, Painter] = {}
+    lost: dict[str, list[str]] = {}
     for name in [name for name in variants if not wanted or name in wanted]:
         try:
             painters[name] = variants[name](studio, settings)
         except CapriccioError as error:
             if wanted:
                 raise
-            told(f"{name} is left out: {error}")
+            lost.setdefault(str(error), []).append(name)
+    for why, left_out in lost.items():
+        told(f"{', '.join(left_out)} {'is' if len(left_out) == 1 else 'are'} left out: {why}")
     if not painters:
         raise CapriccioError("This model can paint none of the variants; open one that can inpaint.")
     return painters
