@@ -204,20 +204,19 @@ def _box(mask: Tensor) -> Image.Image:
     return box
 
 
-def customised(refine: bool) -> Image.Image:
+def customised(name: str, refine: bool) -> Image.Image:
     """Held-out subjects, the pictures they are to stand in, and what LAR-Gen of the miniature makes of both."""
     rng = np.random.default_rng(16)
-    guests, scenes = ([_alone(rng) for _ in range(COLUMNS)] for _ in range(2))
-    subjects, places = depict(guests), depict(scenes)
-    alone = [
-        on_colour(picture, mask) for picture, mask in zip(to_images(subjects.pixels), _masks(subjects), strict=True)
-    ]
+    subjects, places = (depict([_alone(rng) for _ in range(COLUMNS)]) for _ in range(2))
+    cuts = zip(to_images(subjects.pixels), _masks(subjects), strict=True)
+    alone = [on_colour(picture, mask) for picture, mask in cuts]
     pictures = to_images(places.pixels)
+    options = {"refine": refine}
     asked = [
         Scene(
             "the {subject}",
             [
-                Subject(subject, name="subject", by="lar-gen", remove_background=False, options={"refine": refine}),
+                Subject(subject, name="subject", by="lar-gen", remove_background=False, options=options),
                 Edit(picture, _box(mask.any(0))),
             ],
             seed=seed,
@@ -225,7 +224,8 @@ def customised(refine: bool) -> Image.Image:
         )
         for seed, (subject, picture, mask) in enumerate(zip(alone, pictures, places.subjects, strict=True))
     ]
-    painted = [painting.images[0] for painting in Studio.open("miniature-sd").paint_all(asked)]
+    studio = Studio.open("miniature-sd", modules={"lar-gen": assets.path(f"miniature/{name}")})
+    painted = [painting.images[0] for painting in studio.paint_all(asked)]
     return grid([*alone, *pictures, *painted], COLUMNS)
 
 
@@ -247,7 +247,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     **{f"controlnet-{kind}": partial(steerings, kind) for kind in CONTROLS},
     "sd": partial(paintings, "miniature-sd"),
     "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
-    "lar-gen-assign": partial(customised, refine=False),
-    "lar-gen": partial(customised, refine=True),
+    "lar-gen-assign": partial(customised, "lar-gen-assign", refine=False),
+    "lar-gen": partial(customised, "lar-gen", refine=True),
 }
 """How the sheet of each model is drawn."""
