@@ -444,7 +444,8 @@ def test_cells_follow_their_tokens() -> None:
     assert painting.gather_cells(labels, 16)[0, 1, :5].tolist() == [4, 5, 6, 7, 12]
 
 
-def test_vae_task_standardises(tmp_path: Path) -> None:
+def test_vae_task_standardises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae, "POOL", {"cpu": vae.CHUNK})
     task = vae.VAETask(schedule=Schedule(minutes=1))
     model = task.models()
     loss, _ = task.loss(model, task.batch(np.random.default_rng(0)), torch.Generator().manual_seed(0))
