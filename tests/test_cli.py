@@ -130,6 +130,12 @@ def test_a_strength_needs_no_mask(easel: Easel, folder: Path) -> None:
     assert easel.scene == Scene("a", Edit("back.png", strength=0.6), clip_skip=1)
 
 
+def test_an_edit_may_zoom_in_and_be_soft(easel: Easel, folder: Path) -> None:
+    edit = ("--edit", "back.png", "--mask", "mask.png", "--zoom", "1.3", "--feather", "4")
+    assert run("paint", "a", *edit).exit_code == 0
+    assert easel.scene.conditions == (Edit("back.png", "mask.png", zoom=1.3, feather=4),)
+
+
 def test_a_mask_without_an_edit_is_the_subjects(easel: Easel, folder: Path) -> None:
     assert run("paint", "a {mug}", "--subject", "mug.png:mug", "--mask", "mask.png").exit_code == 0
     assert easel.scene.conditions == (Subject("mug.png", name="mug", mask="mask.png"),)
@@ -304,6 +310,7 @@ def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
         (["paint", "a", "-o", "a.jpg"], "end the name in .png"),
         (["paint", "a", "--edit", "mug.png"], "--edit came without --mask"),
         (["paint", "a", "--strength", "0.5"], "--strength came without --edit"),
+        (["paint", "a", "--zoom", "1.3"], "--zoom came without --edit"),
         (["paint", "a", "--mask", "mask.png"], "--mask came with 0 subjects"),
         (["paint", "a", "--seeds", "one"], "--seeds received 'one'"),
         (["paint", "a", "--seeds", "1,2", "--seed", "3"], "Both seed=3 and seeds"),

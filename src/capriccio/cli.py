@@ -259,7 +259,7 @@ def _conditions(
     styles: Sequence[Path],
     edit: Path | None,
     mask: Path | None,
-    strength: float | None,
+    of_edit: Mapping[str, float | None],
     regions: Sequence[str],
     layout: str | None,
     companions: Sequence[Condition],
@@ -267,18 +267,19 @@ def _conditions(
     """Return the conditions of the options; a mask belongs to the edit, or else to the one subject."""
     from capriccio.scene import Edit, Style
 
-    if edit is not None and mask is None and strength is None:
+    given = {name: value for name, value in of_edit.items() if value is not None}
+    if edit is not None and mask is None and "strength" not in given:
         raise CapriccioError(
             "--edit came without --mask; give a picture that is white where to paint, or --strength for all of it."
         )
-    if edit is None and strength is not None:
-        raise CapriccioError("--strength came without --edit; give the picture to start from.")
+    if edit is None and given:
+        raise CapriccioError(f"--{next(iter(given))} came without --edit; give the picture to change.")
     if mask is not None and edit is None and len(subjects) != 1:
         raise CapriccioError(
             f"--mask came with {len(subjects)} subjects and no --edit; give it one picture to belong to."
         )
     named = [Style(path) if len(styles) == 1 else Style(path, name=path.stem) for path in styles]
-    edits = [Edit(edit, mask, strength=1.0 if strength is None else strength)] if edit is not None else []
+    edits = [Edit(edit, mask, **given)] if edit is not None else []
     told = _subjects(subjects, mask if edit is None else None)
     return [*told, *named, *edits, *_regions(regions), *_layout(layout), *companions]
 
@@ -490,6 +491,12 @@ def paint(
         Path | None, typer.Option(help="White where to paint; without --edit, where the subject is.")
     ] = None,
     strength: Annotated[float | None, typer.Option(help="How much of the --edit is changed, up to 1.")] = None,
+    zoom: Annotated[
+        float | None, typer.Option(help="Paint a window around the mask of the --edit alone, so many times its size.")
+    ] = None,
+    feather: Annotated[
+        int | None, typer.Option(help="Pixels inside the mask of the --edit over which its border is blended.")
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(help="Let a planner divide the picture (RPG): grammar, an endpoint's address, or a saved page."),
@@ -573,7 +580,8 @@ def paint(
         "guess-mode": [True] * guess_mode,
     }
     along = [*_controls(control or (), steering), *_loras(lora or ())]
-    conditions = _conditions(subject or (), style or (), edit, mask, strength, region or (), layout, along)
+    of_edit = {"strength": strength, "zoom": zoom, "feather": feather}
+    conditions = _conditions(subject or (), style or (), edit, mask, of_edit, region or (), layout, along)
     wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
     studio = _studio(_model(model, scene), inpainting, _controlnets(controlnet or ()), memory)
     changed = _changed_weights(scene, studio)
