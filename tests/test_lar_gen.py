@@ -171,6 +171,16 @@ def test_what_cannot_be_is_a_sentence(mug: Subject, picture: Image.Image, spot: 
         flux.plan(Scene("a mug", [mug.model_copy(update={"by": "lar-gen"}), Edit(picture, mask=spot)]))
 
 
+def test_on_sdxl_assign_works_alone(mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
+    fill = tiny.stable_diffusion("sdxl", inpaint=True, seed=4).unet
+    studio = Studio(UNetBackbone(tiny.stable_diffusion("sdxl"), fill=fill, name="tiny-xl"))
+    studio.backbone.modules["lar-gen"] = tiny.lar_gen(studio.backbone)
+    with pytest.raises(CapriccioError, match="give the option refine=False"):
+        studio.plan(scene(mug, picture, spot))
+    weak, strong = (studio.paint(scene(mug, picture, spot, refine=False, beta=b)).images[0] for b in (0, 1))
+    assert (array(weak) != array(strong)).any()
+
+
 # --- the networks ---
 
 

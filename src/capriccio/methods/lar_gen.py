@@ -127,6 +127,11 @@ def plan(draft: Draft, conditions: Sequence[Subject | Edit], options: Options) -
             "refine=True asks for a RefineNet, but none is loaded (nobody has published one); leave it out, or open "
             "the model with a folder of LAR-Gen that has refine.safetensors."
         )
+    if refines and backbone.is_xl:
+        raise CapriccioError(
+            f"RefineNet works on Stable Diffusion 1.x and 2.x here, but {backbone.name!r} is an SDXL model; give the "
+            "option refine=False, which leaves Assign."
+        )
     draft = _seen(draft, subject, backbone, module, beta)
     draft = _refined(draft, subject, backbone, module) if refines else draft
     return draft.say(*filter(None, [backbone.defaults.caution]))
