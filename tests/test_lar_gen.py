@@ -196,6 +196,14 @@ def test_only_cross_attention_learns_in_refine(studio: Studio) -> None:
     assert all(".attn2." in name for name in names)
 
 
+def test_nothing_is_zeros_to_clip() -> None:
+    eye = tiny.eye()
+    seen = []
+    eye.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    eye.features(eye.nothing.expand(1, 3, 40, 40))
+    assert seen[0].abs().max() < 1e-5
+
+
 # --- files ---
 
 

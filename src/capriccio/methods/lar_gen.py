@@ -10,7 +10,7 @@ arXiv 2403.19534. Three steps on a U-Net that inpaints:
 * **Refine** (Eqs. 8 to 10): RefineNet denoises the subject itself, as noisy as the picture, and the states of its
   decoder's self-attention stand beside the keys and values of the same layers here, in one softmax.
 
-Guidance is one (Eq. 12): without text and with a subject of black pixels on the one side, with both on the other, 7.5;
+Guidance is one (Eq. 12): without text and with a subject of zeros on the one side, with both on the other, 7.5;
 RefineNet is there on both. 50 steps of DDIM.
 
     Scene("a {mug} on the table", [Subject("mug.png", name="mug"), Edit("table.png", mask="spot.png", zoom=1.3)])
@@ -80,7 +80,7 @@ class Assign:
     nothing: Tokens
 
     def at(self, time: Tensor, step: int, role: str) -> Tokens:
-        """Return the subject for the positive branch, and black pixels for the others."""
+        """Return the subject for the positive branch, and what CLIP sees as zeros for the others."""
         return self.subject if role == POSITIVE else self.nothing
 
 
@@ -168,8 +168,7 @@ def _seen(draft: Draft, subject: Subject, backbone: UNetBackbone, module: LarGen
     @torch.no_grad()
     def look(alone: Image.Image) -> Assign:
         pixels = to_pixels(alone).to(backbone.device)
-        # Black pixels, as the release shows its CLIP where there is no subject, are the lower end of the range.
-        return Assign(module.assign(pixels), module.assign(torch.full_like(pixels, -1)))
+        return Assign(module.assign(pixels), module.assign(module.eye.nothing.expand_as(pixels)))
 
     own = draft.backbone.defaults.own
     alone = Preparation(f"{name}.alone", "picture", f"the {name} alone on white", lambda: _alone(subject, own))
@@ -194,9 +193,7 @@ def _refined(draft: Draft, subject: Subject, backbone: UNetBackbone, module: Lar
 
     says = f"RefineNet, which denoises the {subject.name} at {size[0]} x {size[1]} beside every step"
     tokens = size[0] * size[1] // draft.backbone.token**2
-    flops = network_flops(
-        module.refine, (module.eye.encoder.config.image_size // module.eye.encoder.config.patch_size) ** 2 + 1, tokens
-    )
+    flops = network_flops(module.refine, module.eye.patches, tokens)
     return replace(
         draft.add(Preparation(bank, "source", says, look, (f"{subject.name}.alone",))),
         program=draft.program + AttentionProgram((Bank(bank, "image", scope=Scope(decoder(module.refine))),)),

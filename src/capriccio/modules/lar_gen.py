@@ -73,6 +73,11 @@ class Eye(nn.Module):
         return self.encoder.config.hidden_size
 
     @property
+    def nothing(self) -> Tensor:
+        """Pixels (3, 1, 1) that are zeros to CLIP: what it is shown where there is no subject, as IP-Adapter does."""
+        return 2 * self.mean - 1
+
+    @property
     def patches(self) -> int:
         """Number of its features: one for each patch, and one for the whole."""
         return (self.encoder.config.image_size // self.encoder.config.patch_size) ** 2 + 1
@@ -146,7 +151,7 @@ class LarGen(nn.Module):
     # --- what banks hold ---
 
     def assign(self, pixels: Tensor) -> Tokens:
-        """Return what the layers of cross-attention see of subjects (B, 3, H, W) in [-1, 1]; zeros are no subject."""
+        """Return what the layers of cross-attention see of subjects (B, 3, H, W) in [-1, 1], or of `Eye.nothing`."""
         return self.tokens(self.resampler(self.eye.features(pixels)[0]))
 
     def tokens(self, tokens: Tensor) -> Tokens:

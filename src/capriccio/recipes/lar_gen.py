@@ -156,7 +156,9 @@ class AssignTask(SDInpaintTask):
         masks = draw([*targets, *(pair[1 - side] for pair, side in zip(scenes, sides, strict=True))]).subjects[:, 0]
         seen = pixels[each, :, :, 1 - sides]
         subjects = [
-            torch.full((3, PANEL, PANEL), -1.0) if rng.random() < DROPOUT or not mask.any() else alone(picture, mask)
+            self.eye.nothing.expand(3, PANEL, PANEL)
+            if rng.random() < DROPOUT or not mask.any()
+            else alone(picture, mask)
             for picture, mask in zip(seen, masks[len(rows) :], strict=True)
         ]
         latents = torch.from_numpy(pictures.latents[rows]).float().unflatten(-1, (2, PANEL // FACTOR))
