@@ -136,6 +136,11 @@ class AssignTask(SDInpaintTask):
         """The miniature's CLIP."""
         return Eye.load(Path(assets.path("miniature/clip")))
 
+    @cached_property
+    def blank(self) -> Tensor:
+        """No subject, (3, 128, 128); where batches are drawn, for the eye itself may be on a GPU."""
+        return self.eye.nothing.cpu().expand(3, PANEL, PANEL)
+
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
         unet = UNet2DConditionModel.from_pretrained(self.base, subfolder="unet")
@@ -156,9 +161,7 @@ class AssignTask(SDInpaintTask):
         masks = draw([*targets, *(pair[1 - side] for pair, side in zip(scenes, sides, strict=True))]).subjects[:, 0]
         seen = pixels[each, :, :, 1 - sides]
         subjects = [
-            self.eye.nothing.expand(3, PANEL, PANEL)
-            if rng.random() < DROPOUT or not mask.any()
-            else alone(picture, mask)
+            self.blank if rng.random() < DROPOUT or not mask.any() else alone(picture, mask)
             for picture, mask in zip(seen, masks[len(rows) :], strict=True)
         ]
         latents = torch.from_numpy(pictures.latents[rows]).float().unflatten(-1, (2, PANEL // FACTOR))
