@@ -35,7 +35,19 @@ from capriccio.errors import CapriccioError
 from capriccio.evaluation import sheets
 from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.modules.lar_gen import Eye, LarGen
-from capriccio.recipes import control, flux, gallery, inpainting, lar_gen, miniature, painting, sd, style_lora, vae
+from capriccio.recipes import (
+    control,
+    flux,
+    gallery,
+    inpainting,
+    lar_gen,
+    masks,
+    miniature,
+    painting,
+    sd,
+    style_lora,
+    vae,
+)
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
 from capriccio.recipes.reader import IGNORED, indices
 from capriccio.scene import Control, Edit, Lora, Scene, Subject
@@ -390,17 +402,39 @@ def test_lar_gen_learns_in_two_stages_and_paints(
     assert np.array_equal(np.asarray(painting.images[0])[:, 16:], np.asarray(picture)[:, 16:])
 
 
-def test_a_subject_alone_fills_a_square_and_the_box_around_it_holds_it() -> None:
+def test_a_subject_alone_fills_a_square() -> None:
     pixels, mask = torch.zeros(3, 40, 60), torch.zeros(40, 60, dtype=torch.bool)
     mask[10:20, 30:50] = True
     found = lar_gen.alone(pixels, mask)
     assert found.shape == (3, 128, 128)
     assert (found[:, 64, 64] == 0).all()
     assert (found[:, 5, 64] == 1).all()
+
+
+def test_a_box_around_something_holds_it() -> None:
+    there = np.zeros((40, 60), bool)
+    there[10:20, 30:50] = True
     for seed in range(20):
-        box = lar_gen.around(mask, np.random.default_rng(seed))[0].bool()
-        assert (box & mask).sum() == mask.sum() < box.sum() <= 40 * 60
-    assert lar_gen.around(torch.ones(8, 8, dtype=torch.bool), np.random.default_rng(0)).all()
+        box = masks.box_around(np.random.default_rng(seed), there).bool().numpy()
+        assert (box & there).sum() == there.sum() < box.sum() <= there.size
+        large = masks.box_around(np.random.default_rng(seed), there, cell=4).bool().numpy()
+        assert large.shape == (160, 240)
+        assert large[40:80, 120:200].all()
+    assert masks.box_around(np.random.default_rng(0), np.ones((8, 8), bool)).all()
+
+
+def test_half_of_the_holes_are_boxes_around_one_thing_and_none_is_too_large() -> None:
+    kinds = np.full((32, 32), -1)
+    assert masks.thing_mask(np.random.default_rng(0), kinds, 4) is None
+    kinds[4:12, 2:8], kinds[20:30, 16:30] = 3, 5
+    for seed in range(20):
+        hidden = masks.thing_mask(np.random.default_rng(seed), kinds, 4)
+        assert hidden is not None
+        whole = hidden[16:48, 8:32].all(), hidden[80:120, 64:120].all()
+        assert sum(map(bool, whole)) == 1
+    assert masks.thing_mask(np.random.default_rng(0), np.zeros((32, 32), int), 4) is None
+    parts = np.array([[0, 1, 2, 3], [2 * 16, 2 * 16 + 1, 200, 0]], np.uint8)
+    assert painting.kinds_shown(parts).tolist() == [[-1, 0, 0, 1], [15, -1, -1, -1]]
 
 
 def test_the_miniature_sd_has_heads_of_32_and_few_weights() -> None:

@@ -38,6 +38,7 @@ from capriccio.attention import (
 from capriccio.methods.lar_gen import CROSS, NAME, RIM
 from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder, learns_in_refine
 from capriccio.recipes.gallery import encode
+from capriccio.recipes.masks import box_around
 from capriccio.recipes.sd import FACTOR, SDInpaintTask
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -65,19 +66,6 @@ def alone(pixels: Tensor, mask: Tensor) -> Tensor:
     rims = (left, side - close.shape[-1] - left, top, side - close.shape[-2] - top)
     square = pad(close, rims, value=1.0)
     return interpolate(square[None], (PANEL, PANEL), mode="bicubic", antialias=True)[0].clamp(-1, 1)
-
-
-def around(mask: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return a box around what a mask (H, W) shows, larger by a random share at each side, as (1, H, W) of 0 and 1."""
-    found = torch.zeros_like(mask, dtype=torch.float32)
-    sides = []
-    for dim in (1, 0):
-        places = torch.where(mask.any(dim=dim))[0]
-        start, stop = int(places[0]), int(places[-1]) + 1
-        first, last = rng.uniform(0.02, 0.3, 2) * (stop - start)
-        sides.append(slice(max(start - round(first), 0), stop + round(last)))
-    found[sides[0], sides[1]] = 1.0
-    return found[None]
 
 
 class Assigner(nn.Module):
@@ -168,7 +156,7 @@ class AssignTask(SDInpaintTask):
         return {
             "latents": latents[each, :, :, sides],
             "pixels": pixels[each, :, :, sides],
-            "mask": torch.stack([around(mask, rng) for mask in masks[: len(rows)]]),
+            "mask": torch.stack([box_around(rng, mask.numpy())[None] for mask in masks[: len(rows)]]),
             "subject": torch.stack(subjects),
             **self.sentences(list(targets), rng),
         }

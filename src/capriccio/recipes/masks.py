@@ -1,7 +1,7 @@
-"""Random masks for inpainting: rectangles over scenes and panels, never a whole panel.
+"""Random masks for inpainting: rectangles over scenes and panels, boxes around things, never a whole panel.
 
 Diptych Prompting is zero-shot only if no training step ever paints a whole panel from its neighbour. Here at most half
-of a scene, and at most 60 % of a panel, is hidden.
+of a scene (60 % where the box around a thing asks for it), and at most 60 % of a panel, is hidden.
 """
 
 from __future__ import annotations
@@ -32,6 +32,43 @@ def panel_mask(rng: np.random.Generator, size: int, share: float) -> Tensor:
         if grown.mean() <= share:
             mask = grown
     return mask
+
+
+def box_around(rng: np.random.Generator, there: np.ndarray, cell: int = 1) -> Tensor:
+    """A box around what a map shows, larger by a random share at each side.
+
+    Args:
+        rng: Source of every choice.
+        there: (rows, columns), true somewhere.
+        cell: Pixels a side of one element of the map.
+
+    Returns:
+        (rows * cell, columns * cell) floats, 1 in the box.
+    """
+    mask = torch.zeros([cell * side for side in there.shape])
+    sides = []
+    for axis in (1, 0):
+        found = cell * np.flatnonzero(there.any(axis=axis))
+        start, stop = int(found[0]), int(found[-1]) + cell
+        first, last = rng.uniform(0.02, 0.3, 2) * (stop - start)
+        sides.append(slice(max(start - round(first), 0), stop + round(last)))
+    mask[sides[0], sides[1]] = 1.0
+    return mask
+
+
+def thing_mask(rng: np.random.Generator, kinds: np.ndarray, cell: int) -> Tensor | None:
+    """The box around one of the things that a map of kinds shows; ``None`` where there are none, or it is too large.
+
+    Args:
+        rng: Source of every choice.
+        kinds: (rows, columns), which kind of thing every cell shows; -1 is none.
+        cell: Pixels a side of one cell.
+    """
+    shown = np.unique(kinds[kinds >= 0])
+    if not len(shown):
+        return None
+    mask = box_around(rng, kinds == rng.choice(shown), cell)
+    return mask if mask.mean() <= PANEL_SHARE else None
 
 
 def random_mask(rng: np.random.Generator, rows: int, columns: int, size: int = 128) -> Tensor:

@@ -30,8 +30,8 @@ from capriccio import assets
 from capriccio.evaluation import targets
 from capriccio.objectives import diffused, noise_weight
 from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
-from capriccio.recipes.masks import random_mask
-from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, map_loss, save_halved
+from capriccio.recipes.masks import random_mask, thing_mask
+from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, kinds_shown, map_loss, save_halved
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -225,8 +225,16 @@ class SDInpaintTask(SDTask):
         return muon_and_adamw(model, is_muons, muon_lr=1.5e-3, adamw_lr=8e-4)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        masks = [random_mask(rng, wing.rows, wing.columns) for _ in rows]
+        masks = [self.hole(wing, pictures.parts[row], rng) for row in rows]
         return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
+
+    def hole(self, wing: Wing, parts: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """What is hidden of a picture, (1, H, W); in half of the scenes the box around a thing, as people hide it."""
+        if wing.rows * wing.columns == 1 and rng.random() < 0.5:
+            mask = thing_mask(rng, kinds_shown(parts), CELL)
+            if mask is not None:
+                return mask[None]
+        return random_mask(rng, wing.rows, wing.columns)
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """Noisy latents, the mask at latent size, and the latents of the picture with masked pixels mid-grey."""
