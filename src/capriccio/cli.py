@@ -282,9 +282,10 @@ def _conditions(
     from capriccio.scene import Edit, Style
 
     given = {name: value for name, value in of_edit.items() if value is not None}
-    if edit is not None and mask is None and "strength" not in given:
+    if edit is not None and mask is None and "strength" not in given and not regions:
         raise CapriccioError(
-            "--edit came without --mask; give a picture that is white where to paint, or --strength for all of it."
+            "--edit came without --mask; give a picture that is white where to paint, --region for several places, or "
+            "--strength for all of it."
         )
     if edit is None and given:
         raise CapriccioError(f"--{next(iter(given))} came without --edit; give the picture to change.")
@@ -489,9 +490,7 @@ ControlNet = Annotated[
 ]
 Module = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="METHOD=FOLDER", help="What a method adds to the model, as in lar-gen=FOLDER."
-    ),
+    typer.Option(metavar="METHOD=FOLDER", help="What a method adds to the model, as in lar-gen=FOLDER."),
 ]
 MemoryMode = Annotated[Memory, typer.Option(help="Where the weights are held, and in how many bits.")]
 
