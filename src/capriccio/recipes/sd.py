@@ -2,8 +2,8 @@
 
 Eight latents at 16 x 16, scaled-linear betas, cross-attention at every level, heads of 32. The text encoder is frozen,
 as Stable Diffusion's is. A part map, predicted behind the last but one up block and thrown away afterwards, makes
-shapes come sooner. Its inpainting model reads the mask and the masked picture as 1 + 8 further channels; plain
-diffusers loads that folder too, but its inpainting pipeline runs models of 4 latents alone.
+shapes come sooner. Its inpainting model reads the mask and the masked picture as 1 + 8 further channels; that folder
+holds a U-Net and nothing else, for diffusers' own inpainting pipeline runs models of 4 latents alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
-    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -31,7 +30,16 @@ from capriccio.evaluation import targets
 from capriccio.objectives import diffused, noise_weight
 from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask, thing_mask
-from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, kinds_shown, map_loss, save_halved
+from capriccio.recipes.painting import (
+    INKS,
+    LATENTS,
+    PARTS,
+    GalleryTask,
+    forget_origins,
+    kinds_shown,
+    map_loss,
+    save_halved,
+)
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -230,7 +238,7 @@ class SDInpaintTask(SDTask):
 
     def hole(self, wing: Wing, parts: np.ndarray, rng: np.random.Generator) -> Tensor:
         """What is hidden of a picture, (1, H, W); in half of the scenes the box around a thing, as people hide it."""
-        if wing.rows * wing.columns == 1 and rng.random() < 0.5:
+        if not wing.is_panels and rng.random() < 0.5:
             mask = thing_mask(rng, kinds_shown(parts), CELL)
             if mask is not None:
                 return mask[None]
@@ -243,9 +251,9 @@ class SDInpaintTask(SDTask):
         return torch.cat([noisy, F.interpolate(mask, size=noisy.shape[-2:]), known], dim=1)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        plain = pipeline(model.unet, self.vae, self.clip)
-        parts = {**plain.components, "safety_checker": None, "feature_extractor": None, "image_encoder": None}
-        save_halved(StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False), folder)
+        # The U-Net alone: everything else is the same as beside the model that paints from text.
+        model.unet.half().save_pretrained(folder / "unet")
+        forget_origins(folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
         return []  # what an inpainter is worth, the methods that use it say
