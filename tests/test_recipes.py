@@ -439,7 +439,7 @@ def test_half_of_the_holes_are_boxes_around_one_thing_and_none_is_too_large() ->
 
 def test_the_miniature_sd_has_heads_of_32_and_few_weights() -> None:
     with torch.device("meta"):
-        unet = sd.new_unet(sd.SIZES["cpu"])
+        unet = sd.new_unet(sd.SIZE)
     assert {m.inner_dim // m.heads for m in unet.modules() if isinstance(m, Attention)} == {32}
     assert 4e6 < sum(value.numel() for value in unet.parameters()) < 8e6
 

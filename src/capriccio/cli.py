@@ -45,7 +45,7 @@ class Memory(StrEnum):
 
 
 class Budget(StrEnum):
-    """Sizes of models and batches when training."""
+    """Sizes of galleries and batches when training."""
 
     cpu = "cpu"
     gpu = "gpu"
@@ -747,7 +747,7 @@ def miniature(
         bool,
         typer.Option("--all", help="The whole family: what --out has not done yet, each model behind all it needs."),
     ] = False,
-    budget: Annotated[Budget, typer.Option(help="Sizes of models and batches.")] = Budget.cpu,
+    budget: Annotated[Budget, typer.Option(help="Sizes of galleries and batches.")] = Budget.cpu,
     minutes: Annotated[
         float | None, typer.Option(help="How long each model learns, over all runs; the recipe's by default.")
     ] = None,

@@ -58,7 +58,7 @@ class Size:
     layers: int
 
 
-SIZES = {"cpu": Size((64, 160), 1), "gpu": Size((128, 256, 384), 2)}
+SIZE = Size((64, 160), 1)
 SHARES = {"scenes": 0.85, "pairs": 0.15, "grids": 0.0}
 BATCH = {"scenes": 16, "pairs": 8, "grids": 4}
 
@@ -176,7 +176,7 @@ class SDTask(GalleryTask):
         torch.manual_seed(self.schedule.seed)
         if self.start is not None:
             return Painter(UNet2DConditionModel.from_pretrained(self.start, subfolder="unet"))
-        return Painter(new_unet(SIZES[self.budget]))
+        return Painter(new_unet(SIZE))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=1.2e-3)
