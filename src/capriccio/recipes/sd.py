@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -252,7 +253,8 @@ class SDInpaintTask(SDTask):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         # The U-Net alone: everything else is the same as beside the model that paints from text.
-        model.unet.half().save_pretrained(folder / "unet")
+        unet: Any = model.unet
+        unet.half().save_pretrained(folder / "unet")
         forget_origins(folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
