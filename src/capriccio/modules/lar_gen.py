@@ -152,7 +152,8 @@ class LarGen(nn.Module):
 
     def assign(self, pixels: Tensor) -> Tokens:
         """Return what the layers of cross-attention see of subjects (B, 3, H, W) in [-1, 1], or of `Eye.nothing`."""
-        return self.tokens(self.resampler(self.eye.features(pixels)[0]))
+        features = self.eye.features(pixels)[0]
+        return self.tokens(self.resampler(features.to(self.resampler.latents.dtype)))
 
     def tokens(self, tokens: Tensor) -> Tokens:
         """Return tokens (B, 16, D) with the projections of every layer."""
@@ -163,9 +164,17 @@ class LarGen(nn.Module):
         """Return what RefineNet reads (B, T, D) of subjects (B, 3, H, W) in [-1, 1]."""
         if self.detail is None:
             raise CapriccioError("LAR-Gen was loaded without Refine; give a folder with refine.safetensors.")
-        return self.detail(self.eye.features(pixels)[1])
+        return self.detail(self.eye.features(pixels)[1].to(self.detail.weight.dtype))
 
-    def reference(self, latents: Tensor, noise: Tensor, alpha: Tensor, time: Tensor, details: Tensor) -> Tokens:
+    def reference(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        time: Tensor,
+        details: Tensor,
+        beside: dict[str, Tensor] | None = None,
+    ) -> Tokens:
         """Return RefineNet's states of subjects, as noisy as the picture that is painted (Eqs. 8 to 10).
 
         Args:
@@ -174,13 +183,15 @@ class LarGen(nn.Module):
             alpha: Share of their variance that is left, (B,).
             time: Of that noise.
             details: As `details` returned them.
+            beside: On SDXL, pooled text (B, P) and sizes (B, 6), by diffusers' names.
         """
         assert self.refine is not None
         size = *latents.shape[-2:], details.shape[1]
         if size not in self._programs:
             self._programs[size] = _remembering(self.refine, size[:2], size[2])
         with attach(self.refine, self._programs[size]) as reader:
-            self.refine(diffused(latents, noise, alpha), time, encoder_hidden_states=details, return_dict=False)
+            noisy = diffused(latents, noise, alpha)
+            self.refine(noisy, time, encoder_hidden_states=details, added_cond_kwargs=beside, return_dict=False)
             return Tokens(reader.features["states"])
 
     # --- files ---
@@ -221,7 +232,14 @@ class LarGen(nn.Module):
                 )
             whole.add_refine(base)
             whole._read_refine(load_file(folder / REFINE_FILE), folder)
-        return whole.float().eval().requires_grad_(False)
+        whole._in_step_with(unet)
+        return whole.eval().requires_grad_(False)
+
+    def _in_step_with(self, unet: UNet2DConditionModel) -> None:
+        """Compute with the precision of the U-Net; the eye keeps its own, for it must see zeros where there is none."""
+        for part in (self.resampler, self.to_k, self.to_v, self.detail, self.refine):
+            if part is not None:
+                part.to(unet.dtype)
 
     def _read_refine(self, state: Mapping[str, Tensor], folder: Path) -> None:
         assert self.refine is not None
