@@ -26,7 +26,8 @@ Differences from the authors' release, all of them deliberate:
 * the zoom is the edit's own (``zoom=1.3``), so any method has it;
 * no rescaled guidance, which the paper does not have either.
 
-Nobody has published a RefineNet; the layout of the released model of SDXL holds Locate and Assign.
+The released model of SDXL, which is Locate and Assign, opens as it lies (`capriccio.formats.largen`). Nobody has
+published a RefineNet, of any model.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from capriccio.backbones.unet import UNetBackbone, network_flops
 from capriccio.canvas import on_colour, opaque, to_pixels
 from capriccio.draft import Draft, Method, Preparation, Supply, paint_into
 from capriccio.errors import CapriccioError
-from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder
+from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder, encoder_in
 from capriccio.phases import POSITIVE
 from capriccio.pictures import fit, open_mask, open_picture
 from capriccio.references import subject_mask
@@ -229,7 +230,8 @@ def load(source: Path, backbone: Backbone) -> LarGen:
     """Load Assign, and Refine where it is there, for a model.
 
     Args:
-        source: A folder that `LarGen.save` wrote, or a file of an IP-Adapter-Plus with an ``image_encoder`` beside it.
+        source: A folder that `LarGen.save` wrote; the authors' release (`capriccio.formats.largen`), the folder or its
+            checkpoint; or a file of an IP-Adapter-Plus with an ``image_encoder`` beside it.
         backbone: Of the U-Net family.
 
     Raises:
@@ -238,12 +240,7 @@ def load(source: Path, backbone: Backbone) -> LarGen:
     if not isinstance(backbone, UNetBackbone):
         raise CapriccioError(f"LAR-Gen adds to a U-Net, but {backbone.name!r} has none; open a Stable Diffusion model.")
     folder = source if source.is_dir() else source.parent
-    if not (folder / "image_encoder").is_dir():
-        if not backbone.defaults.own:
-            raise CapriccioError(
-                f"There is no image_encoder in {str(folder)!r}; put the CLIP vision model that the adapter was trained "
-                "with there, and its feature_extractor."
-            )
+    if backbone.defaults.own and encoder_in(folder) is None:
         folder = assets.path("miniature/clip")
     unet: Any = backbone.fill if backbone.fill is not None else backbone.base
     return LarGen.load(source, unet, backbone.base, Eye.load(folder))
