@@ -252,8 +252,8 @@ class LarGen(nn.Module):
         names = [layer.name for layer in crossings(unet)]
         state = _assign(folder, unet, names)
         resampler = ip_adapter.resampler_of(state["image_proj"])
-        _check_resampler(resampler, eye, unet, folder)
         to_k, to_v = (_linears(state["ip_adapter"], side, unet, names, folder) for side in ("to_k", "to_v"))
+        _check_resampler(resampler, eye, unet, folder)
         whole = cls(eye, resampler, to_k, to_v, names)
         if folder.is_dir() and (folder / REFINE_FILE).is_file():
             if base is None:
