@@ -45,7 +45,7 @@ CLAIMS = {
 SMALL: dict[str, Any] = {"width": 32, "height": 24, "num_inference_steps": 2}
 CANVAS = ("diptych", "inpainting", "diptych-joint", "lar-gen-panel")
 """Methods that lay out a canvas with a known part, which an engine keeps; the others paint from text alone."""
-ONLY = {"lar-gen": ("sd15", "sd2")}
+ONLY = {"lar-gen": ("sd15", "sd2", "sdxl")}
 """Where a method needs more than a backbone: those that have what it adds."""
 NEUTRAL: dict[str, dict[str, Any]] = {
     "diptych": {"attention_weight": 1.0},
