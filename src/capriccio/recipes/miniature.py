@@ -331,7 +331,7 @@ def carry_out(order: Order) -> None:
     """Train, save, measure: the worker's whole job (every process runs it; the first one writes)."""
     import torch
 
-    from capriccio.training.trainer import fit, write_rows
+    from capriccio.training.trainer import fit, steps_learned, write_rows
 
     torch.set_num_threads(1 if order.budget == "cpu" else 8)
     task = make_task(order)
@@ -342,8 +342,7 @@ def carry_out(order: Order) -> None:
         rows = task.measure(model)
         write_rows(rows, order.folder / "metrics.json")
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        last = (order.run / "log.jsonl").read_text().splitlines()[-1]
-        (order.folder / "README.md").write_text(card(order, task, parameters, json.loads(last)["step"], rows))
+        (order.folder / "README.md").write_text(card(order, task, parameters, steps_learned(order.run), rows))
         illustrate(order.name)
 
 
