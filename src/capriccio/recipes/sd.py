@@ -14,22 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import CLIPTextModel
 
 from capriccio import assets
 from capriccio.evaluation import targets
-from capriccio.objectives import diffused, noise_weight
-from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
+from capriccio.objectives import noise_weight
+from capriccio.recipes.diffusion import as_inpainting, noised, seen
+from capriccio.recipes.gallery import CELL, Pictures, Wing
 from capriccio.recipes.masks import random_mask, thing_mask
 from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, kinds_shown, map_loss, save_halved
 from capriccio.studio import Studio
@@ -180,10 +174,7 @@ class SDTask(GalleryTask):
 
     def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, their noise, and the times (B,) of a batch."""
-        latents = batch["latents"]
-        times = torch.randint(0, len(self.alphas), (len(latents),), generator=rng)
-        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
-        return diffused(latents, noise, self.alphas[times].to(latents.device)), noise, times.to(latents.device)
+        return noised(batch["latents"], self.alphas, rng)
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """What the U-Net is given: the noisy latents."""
@@ -238,14 +229,10 @@ class SDInpaintTask(SDTask):
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """Noisy latents, the mask at latent size, and the latents of the picture with masked pixels mid-grey."""
-        mask = batch["mask"]
-        known = encode(self.vae.to(noisy.device), batch["pixels"] * (mask < 0.5))
-        return torch.cat([noisy, F.interpolate(mask, size=noisy.shape[-2:]), known], dim=1)
+        return seen(self.vae.to(noisy.device), noisy, batch["pixels"], batch["mask"])
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        plain = pipeline(model.unet, self.vae, self.clip)
-        parts = {**plain.components, "safety_checker": None, "feature_extractor": None, "image_encoder": None}
-        save_halved(StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False), folder)
+        save_halved(as_inpainting(pipeline(model.unet, self.vae, self.clip), model.unet), folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
         return []  # what an inpainter is worth, the methods that use it say

@@ -187,7 +187,9 @@ class DecoderTask(VAETask):
     """Go on with the decoder of a finished autoencoder, the committed one by default."""
 
     start: Path | None = None
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=10, warmup=60, decay=0.7, seed=4, precision="no"))
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(minutes=10, warmup=60, decay=0.7, seed=4, precision="no")
+    )
 
     def models(self) -> nn.Module:
         start = self.start or assets.path("miniature/vae")
