@@ -222,7 +222,7 @@ def test_the_checkpoint_of_another_model_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_how_far_a_folder_is(tmp_path: Path) -> None:
-    assert (steps_learned(tmp_path), minutes_learned(tmp_path)) == (0, None)
+    assert (steps_learned(tmp_path), minutes_learned(tmp_path)) == (None, None)
     fit(LineTask(replace(SHORT, steps=3)), tmp_path)
     assert steps_learned(tmp_path) == 3
     assert minutes_learned(tmp_path) > 0  # type: ignore[operator]

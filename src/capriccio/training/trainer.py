@@ -164,10 +164,10 @@ def minutes_learned(folder: Path) -> float | None:
     return None if found is None else float(found["elapsed"]) / 60
 
 
-def steps_learned(folder: Path) -> int:
-    """How many steps the checkpoint of a run's folder has learned; 0 without a checkpoint."""
+def steps_learned(folder: Path) -> int | None:
+    """How many steps the checkpoint of a run's folder has learned; ``None`` without a checkpoint."""
     found = _checkpoint(folder)
-    return 0 if found is None else int(found["step"])
+    return None if found is None else int(found["step"])
 
 
 def _checkpoint(folder: Path) -> dict[str, Any] | None:
