@@ -144,13 +144,13 @@ def test_a_batch_is_a_window_a_box_a_subject_and_words(recipe: Recipe) -> None:
 
 
 def test_text_and_subject_are_left_out_by_themselves(recipe: Recipe) -> None:
-    task = ShardTask(recipe.model_copy(update={"dropout": 0.5, "per_device": 64}), ASSIGN)
+    task = ShardTask(recipe.model_copy(update={"dropout": 0.5, "per_device": 64, "batch": 64}), ASSIGN)
     batch, nobody = task.batch(np.random.default_rng(1)), task._ids([""])[0]
     silent = (batch["clip_ids"] == nobody).all(dim=1)
     unseen = (batch["subject"] == task.blank).flatten(1).all(dim=1)
     both = {(bool(s), bool(u)) for s, u in zip(silent, unseen, strict=True)}
     assert both == {(False, False), (False, True), (True, False), (True, True)}
-    whole = ShardTask(recipe.model_copy(update={"dropout": 0.0, "per_device": 64}), ASSIGN)
+    whole = ShardTask(recipe.model_copy(update={"dropout": 0.0, "per_device": 64, "batch": 64}), ASSIGN)
     assert not (whole.batch(np.random.default_rng(1))["clip_ids"] == nobody).all(dim=1).any()
 
 
@@ -195,9 +195,7 @@ def test_what_was_learned_paints(finished: Path, place: Path, picture: Image.Ima
         assert np.array_equal(np.asarray(painting.images[0])[~mask], np.asarray(picture)[~mask])
 
 
-def test_a_finished_training_is_done_and_more_steps_go_on(
-    finished: Path, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_training_is_done_and_more_steps_go_on(finished: Path, place: Path) -> None:
     result = run("train", "lar-gen", place / "tiny.json", "--out", finished.parent, "--dry-run", "--json")
     assert [row["state"] for row in json.loads(result.stdout)["plan"]] == ["done", "done"]
     before = (finished / "assign" / "checkpoint.pt").stat().st_mtime_ns
@@ -317,7 +315,7 @@ def test_what_is_not_there_is_a_sentence(place: Path, recipe: Recipe, tmp_path: 
         adapter_file("nobody/nothing/nowhere.safetensors")
     with pytest.raises(CapriccioError, match="names no CLIP"):
         open_eye(None, None)
-    with pytest.raises(CapriccioError, match="CLIP .* could not be loaded"):
+    with pytest.raises(CapriccioError, match="The CLIP"):
         open_eye(str(tmp_path / "nowhere"), None)
     with pytest.raises(CapriccioError, match="is not made of whole tokens"):
         task(size=34).models()
@@ -330,8 +328,8 @@ def test_models_on_which_it_cannot_learn_are_sentences(place: Path, recipe: Reci
             _ = ShardTask(
                 recipe.model_copy(update={"model": str(tmp_path / kind), "inpainting": None}), ASSIGN
             ).backbone
+    change = {"model": str(place / "sd-inpainting"), "inpainting": None}
     with pytest.raises(CapriccioError, match="is an inpainting model"):
-        change = {"model": str(place / "sd-inpainting"), "inpainting": None}
         _ = ShardTask(recipe.model_copy(update=change), ASSIGN).backbone
 
 

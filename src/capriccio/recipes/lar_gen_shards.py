@@ -182,7 +182,7 @@ class ShardTask:
     # --- what comes of it ---
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write what ``modules={"lar-gen": folder}`` takes; and of stage 1, in ``inpainting``, what ``inpainting=`` does.
+        """Write what ``modules=`` takes; of stage 1 also, in the folder ``inpainting``, what ``inpainting=`` takes.
 
         Args:
             model: What `models` returned, with averaged weights.
