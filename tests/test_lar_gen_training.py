@@ -18,6 +18,7 @@ from capriccio import Edit, Scene, Studio, Subject
 from capriccio.cli import app
 from capriccio.collect import collect_quadruplets
 from capriccio.errors import Cancelled, CapriccioError
+from capriccio.evaluation.sheets import to_images
 from capriccio.modules.lar_gen import LarGen
 from capriccio.recipes import lar_gen_shards, lar_gen_training
 from capriccio.recipes.lar_gen_recipe import Recipe
@@ -48,9 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_eye(tiny.eye(), root / "adapter")
     (root / "pictures").mkdir()
     rng = np.random.default_rng(3)
-    for number, pixels in enumerate(draw([sample_scene(rng) for _ in range(4)]).pixels):
-        array = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(array).save(root / "pictures" / f"{number}.png")
+    for number, picture in enumerate(to_images(draw([sample_scene(rng) for _ in range(4)]).pixels)):
+        picture.save(root / "pictures" / f"{number}.png")
     collect_quadruplets(root / "pictures", root / "shards", per_shard=2)
     settings = {"model": "sd", "inpainting": "sd-inpainting", "shards": "shards"}
     settings |= {"adapter": "adapter/ip_adapter.safetensors"}
@@ -283,7 +283,7 @@ def test_two_processes_learn_together(place: Path, tmp_path: Path) -> None:
         ({"assign": {"stepz": 3}}, "A stage has no setting 'stepz'; did you mean 'steps'"),
         ({"refine": {"rate": 0}}, "received 0 for 'rate'"),
         ({"precision": "bf1"}, "received 'bf1' for 'precision'"),
-        ({"batch": 6, "per_device": 4}, "A batch of 6 is not made of whole parts of 4 pictures on 1 processes"),
+        ({"batch": 6, "per_device": 4}, "A batch of 6 is not made of whole parts of 4 x 1 (per_device x processes)"),
         ({"zoom": 0.5}, "received 0.5 for 'zoom'"),
         ({"shards": "nowhere"}, "holds no finished collection; run capriccio collect quadruplets"),
     ],
@@ -346,6 +346,24 @@ def test_every_example_is_a_recipe(path: Path) -> None:
     found = Recipe.load(path)
     assert found.per_device * found.accumulation * found.processes == found.batch
     assert found.shards == EXAMPLES / "quadruplets"
+
+
+@pytest.mark.needs_miniature
+def test_the_recipe_of_the_miniature_learns_and_paints(
+    place: Path, tmp_path: Path, picture: Image.Image, spot: Image.Image
+) -> None:
+    small = {"shards": place / "shards", "batch": 1, "per_device": 1, "processes": 1}
+    task = ShardTask(Recipe.load(EXAMPLES / "lar-gen-miniature.yaml").model_copy(update=small), ASSIGN)
+    reached, model = learning(task)
+    assert any(name.startswith("module.resampler.") for name in reached)
+    task.save(model, tmp_path)
+    assert not (tmp_path / "image_encoder").exists()  # it is the miniature's own
+    modules = {"lar-gen": tmp_path}
+    studio = Studio.open("miniature-sd", inpainting=tmp_path / "inpainting", modules=modules, device="cpu")
+    subject = Subject(Image.new("RGB", (40, 30), "red"), name="mug", remove_background=False)
+    painting = studio.paint(Scene("a {mug}", [subject, Edit(picture, mask=spot)], num_inference_steps=1))
+    assert painting.plan.method is not None
+    assert painting.plan.method.name == "lar-gen"
 
 
 def test_the_paper_is_at_its_scale() -> None:
