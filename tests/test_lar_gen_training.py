@@ -23,7 +23,7 @@ from capriccio.modules.lar_gen import LarGen
 from capriccio.recipes import lar_gen_shards, lar_gen_training
 from capriccio.recipes.lar_gen_recipe import Recipe
 from capriccio.recipes.lar_gen_shards import ShardTask, adapter_file, hidden, open_eye, save_eye
-from capriccio.recipes.lar_gen_stages import ASSIGN, REFINE, STAGES
+from capriccio.recipes.lar_gen_stages import ASSIGN, DROPOUT, REFINE, STAGES
 from capriccio.recipes.lar_gen_training import NAMES, Training, train, trainings
 from capriccio.training.trainer import LOG, minutes_learned, read_table, steps_learned
 from capriccio.world.draw import draw
@@ -123,6 +123,7 @@ def test_stage_2_learns_what_refinenet_reads_and_nothing_else(recipe: Recipe, fi
 def test_the_stages_work_at_the_betas_of_the_paper() -> None:
     assert {name: stage.beta for name, stage in STAGES.items()} == {"assign": 1.0, "refine": 0.3}
     assert tuple(STAGES) == NAMES
+    assert Recipe.model_fields["dropout"].default == DROPOUT  # told twice, so that a recipe is read without diffusers
 
 
 def test_stage_2_leaves_what_stage_1_learned(finished: Path) -> None:

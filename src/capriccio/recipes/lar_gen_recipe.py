@@ -88,8 +88,8 @@ class Recipe(Model):
     def _whole_parts(self) -> Self:
         if self.batch % (self.per_device * self.processes):
             raise CapriccioError(
-                f"A batch of {self.batch} is not made of whole parts of {self.per_device} x {self.processes} (per_device x "
-                "processes); choose numbers whose product divides it."
+                f"A batch of {self.batch} is not made of whole parts of {self.per_device} x {self.processes} "
+                "(per_device x processes); choose numbers whose product divides it."
             )
         return self
 
