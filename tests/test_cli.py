@@ -89,7 +89,7 @@ def test_a_sentence_and_a_subject(easel: Easel, folder: Path) -> None:
     result = run("paint", "the {toy mug} in the snow", "--subject", "mug.png:toy mug", "--seed", 7, "-o", "snow.png")
     assert (result.exit_code, result.stdout) == (0, "snow.png\n")
     assert easel.scene == Scene("the {toy mug} in the snow", [Subject("mug.png", name="toy mug")], seed=7)
-    assert easel.opened == [("miniature", {"inpainting": None, "controlnets": {}, "memory": "full"})]
+    assert easel.opened == [("miniature", {"inpainting": None, "controlnets": {}, "modules": {}, "memory": "full"})]
     assert Image.open("snow.png").size == (8, 8)
 
 
@@ -251,9 +251,18 @@ def test_json_reports_what_was_painted(easel: Easel, folder: Path, monkeypatch: 
 
 def test_models_are_opened_as_asked(easel: Easel, folder: Path) -> None:
     nets = ("--controlnet", "some/canny", "--controlnet", "far=nets/depth")
-    run("paint", "a mug", "--model", "some/flux", "--inpainting", "some/net", *nets, "--memory", "8bit")
+    more = (*nets, "--module", "lar-gen=mine", "--memory", "8bit")
+    run("paint", "a mug", "--model", "some/flux", "--inpainting", "some/net", *more)
     opened = {"canny": "some/canny", "far": "nets/depth"}
-    assert easel.opened == [("some/flux", {"inpainting": "some/net", "controlnets": opened, "memory": "8bit"})]
+    beside = {"controlnets": opened, "modules": {"lar-gen": "mine"}, "memory": "8bit"}
+    assert easel.opened == [("some/flux", {"inpainting": "some/net"} | beside)]
+
+
+@pytest.mark.parametrize("module", ["mine", "=mine", "lar-gen="])
+def test_a_module_needs_its_method(easel: Easel, folder: Path, module: str) -> None:
+    result = run("paint", "a mug", "--module", module)
+    assert result.exit_code == 2
+    assert "write METHOD=FOLDER, as in lar-gen=my-lar-gen" in result.stderr
 
 
 # --- scenes and recipes ---

@@ -43,9 +43,9 @@ CLAIMS = {
 }
 """The engines of each backbone, the best first. Text and image to image need none."""
 SMALL: dict[str, Any] = {"width": 32, "height": 24, "num_inference_steps": 2}
-CANVAS = ("diptych", "inpainting", "diptych-joint")
+CANVAS = ("diptych", "inpainting", "diptych-joint", "lar-gen-panel")
 """Methods that lay out a canvas with a known part, which an engine keeps; the others paint from text alone."""
-ONLY = {"lar-gen": ("sd15", "sd2")}
+ONLY = {"lar-gen": ("sd15", "sd2", "sdxl")}
 """Where a method needs more than a backbone: those that have what it adds."""
 NEUTRAL: dict[str, dict[str, Any]] = {
     "diptych": {"attention_weight": 1.0},
@@ -53,6 +53,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
     "rpg": {"base_ratio": 1.0},
     "diptych-joint": {"attention_weight": 1.0, "apart": False},
     "lar-gen": {"beta": 0.0, "refine": False},
+    "lar-gen-panel": {"reference_weight": 1.0},
     "control": {"controlnet_conditioning_scale": 0.0},
 }
 """The setting at which a method, or a control, changes nothing; those without have nothing but the canvas."""
@@ -66,6 +67,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "inpainting": {"engine": "hold", "control_scale": 0.5},
     "lar-gen": {"beta": 1.0, "refine": False, "engine": "hold"},
+    "lar-gen-panel": {
+        "reference_weight": 3.0,
+        "engine": "hold",
+        "control_scale": 0.5,
+        "template": "two pictures of {subject}: {prompt}",
+    },
     "regional-prompting": {
         "mask_inject_steps": 2,
         "double_inject_blocks_interval": 2,
@@ -116,6 +123,12 @@ PAIRS = {
     ("lar-gen", "regional-prompting"): "none of them names the subject 'pot'",  # one after the other, where one does
     ("lar-gen", "rpg"): "No cell of the page shows the subject 'pot'",
     ("lar-gen", "diptych-joint"): "none of them names the subject 'pot'",
+    ("lar-gen", "lar-gen-panel"): _ONE_CANVAS,
+    ("diptych", "lar-gen-panel"): _ONE_CANVAS,
+    ("lar-gen-panel", "inpainting"): _ONE_CANVAS,
+    ("lar-gen-panel", "regional-prompting"): "none of them names the subject 'jug'",
+    ("lar-gen-panel", "rpg"): "No cell of the page shows the subject 'jug'",
+    ("lar-gen-panel", "diptych-joint"): "none of them names the subject 'jug'",
     ("diptych", "inpainting"): _ONE_CANVAS,
     ("diptych", "regional-prompting"): "none of them names the subject 'mug'",  # one after the other, where one does
     ("diptych", "rpg"): "No cell of the page shows the subject 'mug'",  # one after the other, where one does
@@ -217,6 +230,10 @@ def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
         "diptych": lambda: [Subject(files / "subject.png", name="mug", options=options)],
         "lar-gen": lambda: [
             Subject(files / "subject.png", name="pot", by=way, options=options),
+            Edit(picture, mask=files / "mask.png", by=way),
+        ],
+        "lar-gen-panel": lambda: [
+            Subject(files / "subject.png", name="jug", by=way, options=options),
             Edit(picture, mask=files / "mask.png", by=way),
         ],
         "regional-prompting": lambda: [
@@ -494,8 +511,8 @@ def test_two_methods_run_together_or_say_why_not(family: str, pair: tuple[str, s
     ("family", "way"), [*((family, way) for family in ("flux", "sd15") for way in ("text", "image")), *EVERYTHING]
 )
 def test_weighted_words_go_with_everything(family: str, way: str, files: Path) -> None:
-    """A weight of 1 is neutral; the paper's template of the diptych is longer than the encoders of these tests read."""
-    short = {"template": "{prompt}"} if way.startswith("diptych") else {}
+    """A weight of 1 is neutral; templates of two panels are longer than the encoders of these tests read."""
+    short = {"template": "{prompt}"} if "template" in OPTIONS.get(way, {}) else {}
     scenes = [scene_of(Case(family, way), files, f"a {red} mug", **short) for red in ("red", "(red)1.0", "(red)3")]
     if way == "rpg":  # a page has its own words, so the planner is asked
         scenes = [scene.but(conditions=[Layout()]) for scene in scenes]

@@ -25,17 +25,17 @@ from capriccio.studio import add_modules
 SMALL: dict[str, Any] = {"width": 48, "height": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
 
 
-def open_studio(refine: bool = True, loaded: bool = True) -> Studio:
-    pipe, inpainting = tiny.stable_diffusion("sd15"), tiny.stable_diffusion("sd15", inpaint=True, seed=4)
+def open_studio(refine: bool = True, loaded: bool = True, kind: str = "sd15") -> Studio:
+    pipe, inpainting = tiny.stable_diffusion(kind), tiny.stable_diffusion(kind, inpaint=True, seed=4)
     studio = Studio(UNetBackbone(pipe, fill=inpainting.unet, name="tiny"))
     if loaded:
         studio.backbone.modules["lar-gen"] = tiny.lar_gen(studio.backbone, refine)
     return studio
 
 
-@pytest.fixture(scope="module")
-def studio() -> Studio:
-    return open_studio()
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def studio(request: pytest.FixtureRequest) -> Studio:
+    return open_studio(kind=request.param)
 
 
 @pytest.fixture
@@ -171,23 +171,35 @@ def test_what_cannot_be_is_a_sentence(mug: Subject, picture: Image.Image, spot: 
         flux.plan(Scene("a mug", [mug.model_copy(update={"by": "lar-gen"}), Edit(picture, mask=spot)]))
 
 
-def test_on_sdxl_assign_works_alone(mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
-    fill = tiny.stable_diffusion("sdxl", inpaint=True, seed=4).unet
-    studio = Studio(UNetBackbone(tiny.stable_diffusion("sdxl"), fill=fill, name="tiny-xl"))
-    studio.backbone.modules["lar-gen"] = tiny.lar_gen(studio.backbone)
-    with pytest.raises(CapriccioError, match="give the option refine=False"):
-        studio.plan(scene(mug, picture, spot))
-    weak, strong = (studio.paint(scene(mug, picture, spot, refine=False, beta=b)).images[0] for b in (0, 1))
-    assert (array(weak) != array(strong)).any()
+def test_on_sdxl_refine_reads_sizes_as_the_painter_does_and_no_pooled_text(
+    mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    studio = open_studio(kind="sdxl")
+    read: dict[str, list[Any]] = {"fill": [], "refine": []}
+    nets = {"fill": studio.backbone.fill, "refine": studio.backbone.modules["lar-gen"].refine}
+    for name, net in nets.items():
+        net.register_forward_pre_hook(
+            lambda module, args, given, name=name: read[name].append(given["added_cond_kwargs"]), with_kwargs=True
+        )
+    studio.paint(scene(mug, picture, spot))
+    for painter, refine in zip(read["fill"], read["refine"], strict=True):
+        assert refine["time_ids"].tolist() == [[32, 48, 0, 0, 32, 48]] == painter["time_ids"][:1].tolist()
+        assert refine["text_embeds"].shape[-1] == painter["text_embeds"].shape[-1]
+        assert painter["text_embeds"].any()
+        assert not refine["text_embeds"].any()
 
 
 # --- the networks ---
 
 
 def test_the_decoder_is_every_self_attention_of_the_way_up(studio: Studio) -> None:
-    unet = studio.backbone.base
+    unet, module = studio.backbone.base, studio.backbone.modules["lar-gen"]
     chosen = [layer.name for layer in layers_of(unet) if layer in decoder(unet)]
     assert chosen == [n.removesuffix(".processor") for n in unet.attn_processors if "up_" in n and "attn1" in n]
+    noise, details = torch.randn(2, tiny.LATENTS, 8, 12), module.details(torch.zeros(2, 3, 16, 16))
+    beside = studio.backbone.beside(details, (8, 12))
+    states = module.reference(noise, noise, torch.tensor([0.2, 0.5]), torch.tensor(9), details, beside).states
+    assert sorted(states) == sorted(chosen)
 
 
 def test_only_cross_attention_learns_in_refine(studio: Studio) -> None:
@@ -243,8 +255,21 @@ def test_a_bin_file_is_read_as_well(tmp_path: Path, studio: Studio) -> None:
     }
 
 
-def test_files_that_do_not_fit_are_sentences(tmp_path: Path, studio: Studio) -> None:
-    backbone = studio.backbone
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_in_half_precision_all_but_the_eye_follows_the_painter(
+    tmp_path: Path, kind: str, mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    open_studio(kind=kind).backbone.modules["lar-gen"].save(tmp_path)
+    pipe, inpainting = tiny.stable_diffusion(kind), tiny.stable_diffusion(kind, inpaint=True, seed=4)
+    backbone = UNetBackbone(pipe.to(torch.bfloat16), fill=inpainting.unet.to(torch.bfloat16), name="tiny")
+    module = LarGen.load(tmp_path, backbone.fill, backbone.base, tiny.eye())
+    backbone.modules["lar-gen"] = module
+    assert module.eye.encoder.dtype == torch.float32
+    assert array(Studio(backbone).paint(scene(mug, picture, spot)).images[0]).std() > 1
+
+
+def test_files_that_do_not_fit_are_sentences(tmp_path: Path) -> None:
+    backbone = open_studio().backbone
     (tmp_path / "ip_adapter.safetensors").write_bytes(b"nothing")
     with pytest.raises(CapriccioError, match="could not be read"):
         LarGen.load(tmp_path, backbone.fill, backbone.base, tiny.eye())

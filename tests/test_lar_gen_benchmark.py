@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PaintByExamplePipeline, UNet2DConditionModel
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
@@ -21,9 +22,11 @@ from torch.nn.functional import normalize
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 from typer.testing import CliRunner
 
+from capriccio.backbones.unet import UNetBackbone
 from capriccio.cli import app
 from capriccio.errors import CapriccioError
 from capriccio.evaluation.lar_gen import measures, miniature, page, painters, photographs, runs, samples, tables
+from capriccio.evaluation.lar_gen.cost import cost_row
 from capriccio.studio import Studio
 
 SENTENCES = ["in the jungle", "in the snow", "on the beach"]
@@ -524,10 +527,12 @@ def test_every_way_that_a_model_can_paint_leaves_the_rest_alone(protocol: sample
         Studio.open(fill_folder), painters.Settings(steps=2), told=told.append, variants=table
     )
     assert list(ways) == ["inpainting", "collage", "diptych", "drawn"]
-    assert len(told) == 2
+    assert len(told) == 3
     assert told[0].startswith("paint-by-example is left out: ")
-    assert told[1].startswith("assign, assign-refine, subject-only, beta-0.1, ")
+    assert told[1].startswith("ip-adapter, assign, assign-refine, subject-only, beta-0.1, ")
     assert "are left out: lar-gen adds to a U-Net" in told[1]
+    assert told[2].startswith("flux-inpainting, flux-panel, flux-subject-only are left out: ")
+    assert "name one with --flux" in told[2]
     (sample, *_) = protocol.samples(1)
     pictures = {name: ways[name](sample, 0) for name in ("inpainting", "collage", "diptych")}
     assert len({picture.tobytes() for picture in pictures.values()}) == 3
@@ -535,6 +540,39 @@ def test_every_way_that_a_model_can_paint_leaves_the_rest_alone(protocol: sample
         assert measures.outside_equal(picture, sample.place.source, sample.place.mask)
     with pytest.raises(CapriccioError, match="Only the world can draw"):
         ways["drawn"](sample, 0)
+
+
+def test_our_port_is_painted_by_a_flux_beside_the_model(protocol: samples.Protocol, fill_folder: Path) -> None:
+    named = ("flux-inpainting", "flux-panel", "flux-subject-only")
+    table = {
+        name: painters.on_flux(painters.by_scene(lambda sample, of=scene: of(sample).but(width=32, height=24)))
+        for name, scene in zip(
+            named,
+            (painters.inpainting, painters.lar_gen_panel, lambda sample: painters.lar_gen_panel(sample, text=False)),
+            strict=True,
+        )
+    }
+    settings = painters.Settings(steps=2, guidance=99.0, flux=Studio.open(fill_folder))
+    ways = painters.open_painters(None, settings, variants=table)  # type: ignore[arg-type]
+    (sample, *_) = protocol.samples(1)
+    pictures = [ways[name](sample, 0) for name in named]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    for picture in pictures:
+        assert measures.outside_equal(picture, sample.place.source, sample.place.mask)
+    assert set(named) < set(painters.VARIANTS)
+
+
+def test_what_refine_costs_needs_one_and_is_a_ratio(protocol: samples.Protocol) -> None:
+    studio = Studio(UNetBackbone(tiny.stable_diffusion(), fill=tiny.stable_diffusion(inpaint=True, seed=4).unet))
+    (sample, *_) = protocol.samples(1)
+    studio.backbone.modules["lar-gen"] = tiny.lar_gen(studio.backbone, refine=False)
+    with pytest.raises(CapriccioError, match="none is loaded"):
+        cost_row(studio, sample, 2, 2, 1)
+    studio.backbone.modules["lar-gen"] = tiny.lar_gen(studio.backbone)
+    row = cost_row(studio, sample, 2, 2, 1)
+    assert (row["name"], row["pictures"]) == ("cost", 2)
+    assert row["reference_share"] > 0
+    assert 0 < row["over_plain"] < 10
 
 
 def test_an_unknown_variant_gets_the_nearest_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
 from capriccio import Edit, Scene, Studio, Subject
@@ -19,8 +21,8 @@ from capriccio.cli import app
 from capriccio.collect import collect_quadruplets
 from capriccio.errors import Cancelled, CapriccioError
 from capriccio.evaluation.sheets import to_images
-from capriccio.modules.lar_gen import LarGen
-from capriccio.recipes import lar_gen_shards, lar_gen_training
+from capriccio.modules.lar_gen import Eye, LarGen
+from capriccio.recipes import lar_gen_training
 from capriccio.recipes.lar_gen_recipe import Recipe
 from capriccio.recipes.lar_gen_shards import ShardTask, adapter_file, hidden, open_eye, save_eye
 from capriccio.recipes.lar_gen_stages import ASSIGN, DROPOUT, REFINE, STAGES
@@ -334,12 +336,21 @@ def test_models_on_which_it_cannot_learn_are_sentences(place: Path, recipe: Reci
         _ = ShardTask(recipe.model_copy(update=change), ASSIGN).backbone
 
 
-def test_an_adapter_needs_its_own_clip(recipe: Recipe) -> None:
-    task = ShardTask(recipe, ASSIGN)
-    module = LarGen.load(Path(recipe.adapter or ""), task.backbone.fill, None, task.eye)
-    task.eye.encoder.config.hidden_size = 7
-    with pytest.raises(CapriccioError, match="reads 32 features of a patch, but this CLIP has 7"):
-        lar_gen_shards.check_eye(module, task.eye)
+def test_a_clip_is_found_in_a_folder_beside_the_adapter_or_as_transformers_has_it(place: Path, tmp_path: Path) -> None:
+    adapter = str(place / "adapter" / "ip_adapter.safetensors")
+    tiny.eye().encoder.save_pretrained(tmp_path)
+    shutil.copy(place / "adapter" / "feature_extractor" / "preprocessor_config.json", tmp_path)
+    found = [open_eye(*given) for given in ((str(place / "adapter"), None), (None, adapter), (str(tmp_path), adapter))]
+    pixels = torch.rand(1, 3, 20, 20)
+    for one in found:
+        torch.testing.assert_close(one.features(pixels), tiny.eye().features(pixels))
+
+
+def test_an_adapter_needs_its_own_clip(recipe: Recipe, tmp_path: Path) -> None:
+    config = CLIPVisionConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=16, patch_size=8)
+    save_eye(Eye(CLIPVisionModelWithProjection(config), CLIPImageProcessor()), tmp_path)
+    with pytest.raises(CapriccioError, match="give those that were trained together"):
+        ShardTask(recipe.model_copy(update={"clip": str(tmp_path)}), ASSIGN).models()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -397,7 +397,7 @@ def test_what_may_pass_is_tried_again(served: Served, trouble: Act) -> None:
 
 def test_pauses_grow(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("capriccio.perception.planners.time.sleep", pauses.append)
+    monkeypatch.setattr("capriccio.perception.planners.http_model.time.sleep", pauses.append)
     served.acts = [reply(500, b"")]
     with pytest.raises(CapriccioError, match="answered with the status 500; try again later"):
         endpoint(served.url, "m", retries=6, pause=1)([])

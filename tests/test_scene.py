@@ -134,7 +134,7 @@ def test_several_pictures_of_one_subject(folder: Path) -> None:
         (lambda: mug(image=[]), "empty list of pictures"),
         (lambda: mug(image=[PIXELS, PIXELS], mask=MASK), "2 pictures of 'mug' came with one mask"),
         (lambda: mug(options={"a": {1}}), "Options hold what JSON cannot"),
-        (lambda: Edit(PIXELS), "leaves nothing of the picture"),
+        (lambda: Scene("a mug", Edit(PIXELS)), "leaves nothing of the picture"),
         (lambda: Lora(""), "A LoRA received '' for 'path'"),
     ],
 )

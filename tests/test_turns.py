@@ -430,11 +430,77 @@ def test_a_window_is_painted_by_itself_and_all_else_stays(studio: Studio) -> Non
 
 def test_windows_that_mean_nothing_are_sentences(picture: Image.Image) -> None:
     with pytest.raises(CapriccioError, match="no mask to zoom in on"):
-        Edit(picture, strength=0.5, zoom=1.3)
+        Scene("a hat", Edit(picture, strength=0.5, zoom=1.3))
     with pytest.raises(CapriccioError, match="no zoom; give one"):
         Edit(picture, mask=picture, zoom_least=32)
     with pytest.raises(CapriccioError, match="zoom"):
         Edit(picture, mask=picture, zoom=0.5)
+
+
+# --- several places of a given picture ---------------------------------------------------------------------------
+
+
+def test_regions_of_a_given_picture_are_painted_in_turn_and_nothing_else_is(
+    studio: Studio, mug: Subject, picture: Image.Image
+) -> None:
+    spot = np.zeros((picture.height, picture.width), np.uint8)
+    spot[2:10, 30:44] = 255
+    asked = Scene(
+        "",
+        [Edit(picture, fit="crop"), mug, Region("a {mug}", LEFT), Region("a red hat", mask=Image.fromarray(spot))],
+        **SMALL | SHORT,
+    )
+    first, second = turns(asked)
+    assert (first.says, second.says) == ("the mug into 'a mug'", "'a red hat' at its place")
+    assert [one.kind for one in first.scene(None).conditions] == ["subject", "edit"]
+    assert [one.kind for one in second.scene(picture).conditions] == ["edit"]
+    assert first.scene(None).conditions[1].fit == "crop"
+    painting = studio.paint(asked)
+    plans = painting.plan.turns
+    assert [plan.method.name for plan in plans] == ["diptych", "inpainting"]
+    ((middle,), end, given) = (*painting.earlier, painting.images[0], array(picture))
+    left = np.zeros(spot.shape, bool)
+    left[round(0.25 * spot.shape[0]) :, : round(0.5 * spot.shape[1])] = True
+    assert (array(middle)[~left] == given[~left]).all()
+    assert (array(middle)[left] != given[left]).any()
+    assert (array(end)[spot == 0] == array(middle)[spot == 0]).all()
+    assert (array(end)[spot > 0] != array(middle)[spot > 0]).any()
+
+
+def test_one_region_of_a_given_picture_is_its_mask(studio: Studio, picture: Image.Image) -> None:
+    mask = np.zeros((picture.height, picture.width), np.uint8)
+    mask[8:24, 8:32] = 255
+    region = Region("a red hat", mask=Image.fromarray(mask))
+    one, other = (
+        studio.paint(Scene(prompt, conditions, **SMALL | SHORT))
+        for prompt, conditions in (
+            ("", [Edit(picture), region]),
+            ("a red hat", [Edit(picture, mask=Image.fromarray(mask))]),
+        )
+    )
+    assert one.images[0].tobytes() == other.images[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("edit", "region", "says"),
+    [
+        ({"mask": True}, {}, "came with a mask; leave it out"),
+        ({"strength": 0.5}, {}, "came with strength=0.5; leave it out"),
+        ({}, {"strength": 0.5}, "strength of the region 'a hat' has no effect on a given picture"),
+        ({}, {"box": (0, 0, 1, 1)}, "is the whole picture; make it smaller"),
+        ({}, {"box": (0, 0, 900, 10)}, "outside the picture"),
+    ],
+)
+def test_places_of_a_given_picture_that_cannot_be(
+    studio: Studio, picture: Image.Image, edit: dict[str, Any], region: dict[str, Any], says: str
+) -> None:
+    own = edit | ({"mask": picture.convert("L")} if "mask" in edit else {})
+    with pytest.raises(CapriccioError, match=says):
+        studio.plan(Scene("", [Edit(picture, **own), Region("a hat", **{"box": LEFT} | region)], **SMALL | SHORT))
+    with pytest.raises(CapriccioError, match="places of one picture; give one"):
+        studio.plan(Scene("", [Edit(picture), Edit(picture), Region("a hat", LEFT)], **SMALL | SHORT))
+    with pytest.raises(CapriccioError, match="leaves nothing of the picture; give a mask"):
+        Scene("a hat", Edit(picture))
 
 
 # --- all subjects on one canvas: ours --------------------------------------------------------------------------------

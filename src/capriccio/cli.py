@@ -45,7 +45,7 @@ class Memory(StrEnum):
 
 
 class Budget(StrEnum):
-    """Sizes of models and batches when training."""
+    """Sizes of galleries and batches when training."""
 
     cpu = "cpu"
     gpu = "gpu"
@@ -218,6 +218,20 @@ def _controlnets(texts: Sequence[str]) -> dict[str, str]:
     return nets
 
 
+def _modules(texts: Sequence[str]) -> dict[str, str]:
+    """Return what methods add to the model, by the name of the method: ``METHOD=FOLDER``."""
+    modules: dict[str, str] = {}
+    for text in texts:
+        name, _, source = text.partition("=")
+        if not name or not source or name in modules:
+            raise CapriccioError(
+                f"--module received {text!r}, but needs a method and its folder or file, each method once; write "
+                "METHOD=FOLDER, as in lar-gen=my-lar-gen."
+            )
+        modules[name] = source
+    return modules
+
+
 def _regions(texts: Sequence[str]) -> list[Condition]:
     """Return a region for each ``[NAME=]PLACE: PROMPT``; a place is four numbers, or the file of a mask."""
     from capriccio.scene import Region
@@ -268,9 +282,10 @@ def _conditions(
     from capriccio.scene import Edit, Style
 
     given = {name: value for name, value in of_edit.items() if value is not None}
-    if edit is not None and mask is None and "strength" not in given:
+    if edit is not None and mask is None and "strength" not in given and not regions:
         raise CapriccioError(
-            "--edit came without --mask; give a picture that is white where to paint, or --strength for all of it."
+            "--edit came without --mask; give a picture that is white where to paint, --region for several places, or "
+            "--strength for all of it."
         )
     if edit is None and given:
         raise CapriccioError(f"--{next(iter(given))} came without --edit; give the picture to change.")
@@ -473,6 +488,10 @@ ControlNet = Annotated[
         metavar="[NAME=]FOLDER", help="A ControlNet that control pictures steer through: folder or repository."
     ),
 ]
+Module = Annotated[
+    list[str] | None,
+    typer.Option(metavar="METHOD=FOLDER", help="What a method adds to the model, as in lar-gen=FOLDER."),
+]
 MemoryMode = Annotated[Memory, typer.Option(help="Where the weights are held, and in how many bits.")]
 
 
@@ -537,6 +556,7 @@ def paint(
     model: ModelName = None,
     inpainting: Inpainting = None,
     controlnet: ControlNet = None,
+    module: Module = None,
     memory: MemoryMode = Memory.full,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture.")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="A seed for each picture.")] = None,
@@ -583,7 +603,7 @@ def paint(
     of_edit = {"strength": strength, "zoom": zoom, "feather": feather}
     conditions = _conditions(subject or (), style or (), edit, mask, of_edit, region or (), layout, along)
     wanted = _by_method(_scene(prompt, scene, conditions, settings), by, _options(option or ()))
-    studio = _studio(_model(model, scene), inpainting, _controlnets(controlnet or ()), memory)
+    studio = _studio(_model(model, scene), inpainting, controlnet or (), module or (), memory)
     changed = _changed_weights(scene, studio)
     if changed:
         _say(f"{scene} was painted with other weights ({', '.join(changed)}); the new picture will differ from it.")
@@ -594,10 +614,13 @@ def paint(
     _report({"files": files} | data, "\n".join(map(str, files)), as_json)
 
 
-def _studio(model: str, inpainting: str | None, controlnets: dict[str, str], memory: Memory) -> Any:
+def _studio(
+    model: str, inpainting: str | None, controlnets: Sequence[str], modules: Sequence[str], memory: Memory
+) -> Any:
     from capriccio.studio import Studio
 
-    return Studio.open(model, inpainting=inpainting, controlnets=controlnets, memory=memory.value)
+    beside: dict[str, Any] = {"controlnets": _controlnets(controlnets), "modules": _modules(modules)}
+    return Studio.open(model, inpainting=inpainting, memory=memory.value, **beside)
 
 
 @app.command()
@@ -606,6 +629,7 @@ def plan(
     model: ModelName = None,
     inpainting: Inpainting = None,
     controlnet: ControlNet = None,
+    module: Module = None,
     memory: MemoryMode = Memory.full,
     overlay: Overlay = None,
     as_json: Json = False,
@@ -615,7 +639,7 @@ def plan(
 
     _check_png("--overlay", overlay)
     scene = Scene.load(file)
-    made = _studio(_model(model, file), inpainting, _controlnets(controlnet or ()), memory).plan(scene)
+    made = _studio(_model(model, file), inpainting, controlnet or (), module or (), memory).plan(scene)
     if overlay is not None:
         from capriccio.overlay import overlay as draw
         from capriccio.pictures import save_png
@@ -723,7 +747,7 @@ def miniature(
         bool,
         typer.Option("--all", help="The whole family: what --out has not done yet, each model behind all it needs."),
     ] = False,
-    budget: Annotated[Budget, typer.Option(help="Sizes of models and batches.")] = Budget.cpu,
+    budget: Annotated[Budget, typer.Option(help="Sizes of galleries and batches.")] = Budget.cpu,
     minutes: Annotated[
         float | None, typer.Option(help="How long each model learns, over all runs; the recipe's by default.")
     ] = None,
@@ -812,6 +836,11 @@ def lar_gen(
         Path | None, typer.Option(help="DreamBooth's folder, with prompts_and_classes.txt and its subjects.")
     ] = None,
     model: ModelName = None,
+    inpainting: Inpainting = None,
+    module: Module = None,
+    flux: Annotated[
+        str | None, typer.Option(help="A FLUX that can inpaint, for our port: miniature, or a repository or folder.")
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(help="A fair choice of so many samples, the same for all variants; all by default.")
     ] = None,
@@ -837,8 +866,10 @@ def lar_gen(
     from capriccio.evaluation.lar_gen.painters import Settings
     from capriccio.evaluation.lar_gen.tables import benchmark_rows
 
-    settings = Settings(steps, guidance, paint_by_example)
-    wanted = Benchmark(model or DEFAULT_MODEL, coco, dreambooth, samples, tuple(variant or ()), settings, clip, seed)
+    settings, opened = Settings(steps, guidance, paint_by_example), (inpainting, _modules(module or ()), flux)
+    wanted = Benchmark(
+        model or DEFAULT_MODEL, *opened, coco, dreambooth, samples, tuple(variant or ()), settings, clip, seed
+    )
     with _progress("painting", quiet=as_json) as told:
         result = wanted.run(out, told, _say)
     data = {"page": result.page, "rows": benchmark_rows(result.rows), "verdicts": [vars(v) for v in result.verdicts]}

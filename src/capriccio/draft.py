@@ -173,6 +173,16 @@ class Draft:
         mine = {name: value for name, value in numbers.items() if name not in said}
         return replace(self, settings=replace(self.settings, **mine))
 
+    def guided(self, guidance_scale: float, true_cfg_scale: float) -> Draft:
+        """Take a paper's guidance; FLUX Fill keeps what it was trained for, 30 embedded and no second branch.
+
+        Numbers of embedded guidance are FLUX's: a backbone without it keeps its own.
+        """
+        if self.backbone.defaults.plain_guidance:
+            return self
+        embedded, true = (30.0, 1.0) if self.engine == "fill" else (guidance_scale, true_cfg_scale)
+        return self.adopt(guidance_scale=embedded, true_cfg_scale=true)
+
     def add(self, *preparations: Preparation) -> Draft:
         """Add preparations."""
         return replace(self, preparations=self.preparations + preparations)

@@ -269,16 +269,21 @@ def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -
     scene = settled(scene)
     first, *others = turns(scene)
     if not others:
-        return _plan_one(scene, backbone, methods)
+        return replace(_plan_one(first.scene(None), backbone, methods), scene=scene)
     plans: list[Plan] = []
     for number, turn in enumerate((first, *others), 1):
-        size = (plans[0].settings.width, plans[0].settings.height) if plans else None
         try:
-            asked = turn.scene(size and Image.new("RGB", size))
+            asked = turn.scene(Image.new("RGB", _size(plans[0])) if plans else None)
             plans.append(replace(_plan_one(asked, backbone, methods), says=turn.says))
         except CapriccioError as error:
             raise CapriccioError(f"In turn {number} of {1 + len(others)}, {turn.says}: {error}") from None
     return replace(plans[0], scene=scene, later=tuple(plans[1:]))
+
+
+def _size(plan: Plan) -> tuple[int, int]:
+    """Width and height of what a plan paints: an edit gives back a picture of the size that it was given."""
+    edited = next((one for one in plan.scene.conditions if isinstance(one, Edit)), None)
+    return (plan.settings.width, plan.settings.height) if edited is None else open_picture(edited.image).size
 
 
 def plan_turn(turn: Turn, before: Image.Image, seed: int, backbone: Backbone, methods: Mapping[str, Method]) -> Plan:

@@ -1,4 +1,4 @@
-"""Reference pictures on panels: fitted, the subject found in them, put alone on white.
+"""Reference pictures on panels: fitted, the subject found in them, put alone on white; and pictures beside them.
 
 A method that shows a model its reference lays such a panel on its canvas; what is done to the pictures is the same for
 all of them, and no forward pass of a denoiser.
@@ -6,14 +6,18 @@ all of them, and no forward pass of a denoiser.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
 from capriccio import perception
-from capriccio.canvas import Box, on_colour, opaque
-from capriccio.draft import Draft, Preparation
-from capriccio.pictures import Fit, Picture, fit, open_mask, open_picture
-from capriccio.scene import Style, Subject
+from capriccio.canvas import Box, Canvas, lay, on_colour, opaque, paste_back, side_by_side, size_like, softened
+from capriccio.draft import CANVAS, PAINT, Draft, Finish, Preparation
+from capriccio.errors import CapriccioError
+from capriccio.pictures import Fit, Picture, fit, fitted_box, open_mask, open_picture
+from capriccio.scene import Edit, Style, Subject
 
 
 def reference_panel(draft: Draft, box: Box, reference: Subject | Style) -> Draft:
@@ -41,6 +45,65 @@ def reference_panel(draft: Draft, box: Box, reference: Subject | Style) -> Draft
         return draft.add(*_found(draft, name, pictures, alone))
     whole = Preparation(f"{name}.panel", "picture", "the picture as it is", _first, (f"{name}.pictures",))
     return draft.add(whole)
+
+
+def paint_beside(draft: Draft, reference: Subject | Style, edit: Edit, method: str) -> Draft:
+    """Put a reference on the left panel and the picture to be edited on the right, and paint that one's mask alone.
+
+    The groups are ``image:left``, ``image:right`` and, of the latter, ``image:edit``; the result goes back into the
+    picture.
+
+    Args:
+        draft: A plan in the making, whose engine is chosen.
+        reference: On the left.
+        edit: With a mask, from noise.
+        method: Who asks, for those who made a mistake.
+
+    Raises:
+        CapriccioError: If there is no mask, nothing is left of it, or the edit has a strength.
+    """
+    if edit.mask is None or edit.strength != 1:
+        raise CapriccioError(
+            f"{method} paints a subject into the mask of an edit, from noise; give a mask, no strength."
+        )
+    picture = opaque(open_picture(edit.image))
+    mask = open_mask(edit.mask, picture.size, "mask of the edit")
+    canvas = _two_panels(draft, picture.size)
+    left, right = canvas.panel("left"), canvas.panel("right")
+    size = right.width, right.height
+    fitted, sentence = fit(picture, *size, edit.fit)
+    paint = canvas.mask(right)
+    paint[:, right.left :] = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
+    if not paint.any():
+        raise CapriccioError("Nothing of the edit's mask is left after cropping; use fit='pad' or a larger mask.")
+    box, seam = fitted_box(picture.size, size, edit.fit), softened(mask, edit.feather)
+
+    def finish(painted: Image.Image, _: Any) -> Image.Image:
+        return paste_back(painted.crop(right.corners), picture, seam, box)
+
+    panel = f"{reference.name}.panel"
+    draft = reference_panel(draft, left, reference).add(
+        Preparation(
+            CANVAS,
+            "picture",
+            f"left: {panel}; right: the picture to edit. {sentence}",
+            lambda shown: lay(canvas, {"left": shown, "right": fitted}),
+            (panel,),
+        ),
+        Preparation(PAINT, "mask", "the mask of the edit", lambda: paint),
+    )
+    groups = {"image:left": canvas.mask(left), "image:right": canvas.mask(right), "image:edit": paint}
+    back = Finish("put the right panel back into the picture given", finish)
+    return replace(draft, canvas=canvas, groups=groups, picture=right, finish=(back,))
+
+
+def _two_panels(draft: Draft, picture: tuple[int, int]) -> Canvas:
+    """Two panels of the shape of the picture that is edited, unless the scene or the backbone says their size."""
+    token, defaults, scene, settings = draft.backbone.token, draft.backbone.defaults, draft.scene, draft.settings
+    size = settings.width, settings.height
+    if not (defaults.own or scene.width or scene.height):
+        size = size_like(*picture, settings.width * settings.height, token)
+    return side_by_side(("left", "right"), *size, token)
 
 
 def _first(pictures: list[Image.Image]) -> Image.Image:

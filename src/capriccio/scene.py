@@ -199,7 +199,8 @@ class Edit(Condition):
 
     Attributes:
         image: The picture.
-        mask: Where to paint, white on black, of the same size; everywhere if ``None``.
+        mask: Where to paint, white on black, of the same size; without one, where the scene's regions are, one after
+            the other, or everywhere.
         strength: How much is changed: 1 paints from noise, less starts from the picture, noised (image to image).
         fit: How a picture of another shape fills the size that is painted.
         feather: Pixels inside the mask, from its border, over which what is painted passes into the picture.
@@ -222,19 +223,11 @@ class Edit(Condition):
         super().__init__(image=image, mask=mask, **settings)
 
     @model_validator(mode="after")
-    def _something_of_it_stays(self) -> Self:
-        if self.mask is None and self.strength == 1:
-            raise CapriccioError(
-                "An edit came with no mask and strength 1, which leaves nothing of the picture; give a mask where to "
-                "paint, or a strength below 1 (0.6 is usual)."
-            )
+    def _settings_have_an_effect(self) -> Self:
         if self.mask is None and self.feather:
             raise CapriccioError(
-                f"An edit came with feather={self.feather} and no mask whose border it could soften; leave it out."
-            )
-        if self.mask is None and self.zoom is not None:
-            raise CapriccioError(
-                f"An edit came with zoom={self.zoom:g} and no mask to zoom in on; give a mask, or leave it out."
+                f"An edit came with feather={self.feather} and no mask whose border it could soften; leave it out (a "
+                "region has a feather of its own)."
             )
         if self.zoom is None and self.zoom_least:
             raise CapriccioError(f"An edit came with zoom_least={self.zoom_least} and no zoom; give one, such as 1.3.")
@@ -511,6 +504,21 @@ class Scene(Model):
             if isinstance(lora, Lora) and lora.region is not None and lora.region not in regions:
                 hint = nearest(lora.region, regions) if regions else "no region of the scene has a name; give it one."
                 raise CapriccioError(f"The LoRA {lora.path!r} is limited to the region {lora.region!r}; {hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _edits_have_places(self) -> Self:
+        edits = [one for one in self.conditions if isinstance(one, Edit) and one.mask is None]
+        for edit in edits if not self._regions else ():
+            if edit.strength == 1:
+                raise CapriccioError(
+                    "An edit came with no mask and strength 1, which leaves nothing of the picture; give a mask where "
+                    "to paint, regions, or a strength below 1 (0.6 is usual)."
+                )
+            if edit.zoom is not None:
+                raise CapriccioError(
+                    f"An edit came with zoom={edit.zoom:g} and no mask to zoom in on; give a mask, or leave it out."
+                )
         return self
 
     @model_validator(mode="after")

@@ -121,7 +121,7 @@ class Studio:
             dtype: Of the weights; bfloat16 on an accelerator, float32 on a CPU.
             memory: ``"full"``, ``"offload"``, ``"sequential"``, ``"8bit"`` or ``"4bit"``.
             inpainting: A folder or repository of a model to paint into a canvas with as well: an inpainting ControlNet
-                (alimama layout), FLUX Fill, an inpainting model of Stable Diffusion or SDXL.
+                (alimama layout), FLUX Fill, an inpainting model of Stable Diffusion or SDXL (or a single file of one).
             controlnets: Folders or repositories of ControlNets, by the names that controls call them; in a list, by the
                 names of the folders.
             config: For a single file: a pipeline folder or repository with everything that the file lacks.

@@ -1,4 +1,4 @@
-"""Turns: a scene with subjects and regions is painted one picture after the other.
+"""Turns: a scene with subjects and regions, or with regions of a given picture, is painted one after the other.
 
 A region whose prompt names a subject in braces is that subject's place; of a layout, the cell whose prompt has the
 subject's name among its words. The first turn paints all regions, or the layout, with the names as words; then each
@@ -10,11 +10,17 @@ turn is a function from the picture so far to a scene, and nothing here paints. 
         Subject("mug.png", name="mug"), Subject("hat.png", name="hat"),
         Region("a {mug}", box=(0, 0.3, 0.5, 1)), Region("a {hat}", box=(0.5, 0.3, 1, 1)),
     ])
+
+With an edit that has no mask of its own, the regions are its masks: there is a picture already, and each region is
+painted into it in turn, with the subject that it names or from its prompt alone.
+
+    Scene("", [Edit("table.png", zoom=1.3), Subject("mug.png", name="mug"),
+               Region("a {mug}", box=(0, 0.3, 0.5, 1)), Region("a red hat", mask="shelf.png")])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -23,6 +29,7 @@ from capriccio import text
 from capriccio.errors import CapriccioError
 from capriccio.perception.pages import Page, page_regions
 from capriccio.perception.planners import planner
+from capriccio.pictures import open_picture
 from capriccio.scene import (
     Companion,
     Condition,
@@ -52,28 +59,35 @@ class Turn:
 
 
 def turns(scene: Scene) -> tuple[Turn, ...]:
-    """Return the turns of a scene in order: one that paints all of it, unless it has subjects with regions or a layout.
+    """Return the turns of a scene in order: one that paints all of it, unless `are_several`.
 
     Raises:
         CapriccioError: If a subject has no region or several, or a region has several subjects; if a layout was not
-            `settled`.
+            `settled`; if an edit with regions has a place or a strength of its own.
     """
     if not are_several(scene):
         return (Turn("all of it", lambda _: scene),)
     subjects = {one.name: one for one in scene.conditions if isinstance(one, Subject)}
     regions = [one for one in scene.conditions if isinstance(one, Region)]
+    if any(isinstance(one, Edit) for one in scene.conditions):
+        return _into_picture(scene, subjects, regions)
     layout = next((one for one in scene.conditions if isinstance(one, Layout)), None)
     if layout is not None and not regions:
         regions = _cells(layout, list(subjects))
     places = places_of(list(subjects), regions)
     first = _first(scene, places)
-    later = (_into(scene, subjects[name], region) for name, region in places.items())
+    later = (_into(scene, region, subjects[name]) for name, region in places.items())
     return (Turn("the regions" if layout is None else "the layout", lambda _: first), *later)
 
 
 def are_several(scene: Scene) -> bool:
-    """Whether a scene is painted in several turns; not where all conditions name one method, which is to do all."""
+    """Whether a scene is painted in turns: subjects with regions or a layout, a picture with regions.
+
+    Not where all conditions name one method, which is to do all.
+    """
     kinds = {one.kind for one in scene.conditions}
+    if {"edit", "region"} <= kinds <= {"edit", "region", "subject", "control", "lora"}:
+        return True
     methods = {one.by for one in scene.conditions if not isinstance(one, Companion)}
     return "subject" in kinds and bool(kinds & {"region", "layout"}) and (len(methods) > 1 or None in methods)
 
@@ -177,28 +191,66 @@ def _companions(scene: Scene, region: Region) -> tuple[Companion, ...]:
     )
 
 
-def _into(scene: Scene, subject: Subject, region: Region) -> Turn:
-    """Return the turn that paints a subject into its place: the region's prompt says what is painted there."""
+def _into_picture(scene: Scene, subjects: Mapping[str, Subject], regions: Sequence[Region]) -> tuple[Turn, ...]:
+    """Return a turn for each region of a given picture."""
+    edits = [one for one in scene.conditions if isinstance(one, Edit)]
+    (edit, *others) = edits
+    if others:
+        raise CapriccioError(
+            f"{len(edits)} edits came with regions, but the regions are places of one picture; give one."
+        )
+    if edit.mask is not None or edit.strength != 1:
+        given = "a mask" if edit.mask is not None else f"strength={edit.strength:g}"
+        raise CapriccioError(
+            f"An edit with regions is painted at their places, from noise, but came with {given}; leave it out (a "
+            "region may have a mask)."
+        )
+    places = places_of(list(subjects), regions)
+    for region in regions:
+        if region.strength is not None:
+            raise CapriccioError(
+                f"strength of the region {region.prompt!r} has no effect on a given picture, where each region is "
+                "painted by itself; leave it out."
+            )
+    owners = [next((subjects[name] for name, place in places.items() if place is region), None) for region in regions]
+    return tuple(_into(scene, region, owner, edit) for region, owner in zip(regions, owners, strict=True))
+
+
+def _into(scene: Scene, region: Region, subject: Subject | None, edit: Edit | None = None) -> Turn:
+    """Return the turn that paints a region of the picture before, or of the one to edit: what its prompt says there.
+
+    Args:
+        scene: All of it.
+        region: The place.
+        subject: Whose place it is, if anybody's.
+        edit: The picture that the first turn begins from, and how it is edited; without, an earlier turn painted it.
+    """
     along = _companions(scene, region)
-    names = [subject.name, *(name for one in along if (name := name_of(one)) is not None)]
+    own = () if subject is None else (subject,)
+    names = [*(one.name for one in own), *(name for one in along if (name := name_of(one)) is not None)]
     prompt = filled(region.prompt, but=names)
+    whose = "" if subject is None else f", the place of {subject.name!r},"
 
     def scene_on(picture: Image.Image | None) -> Scene:
-        if picture is None:
+        before = picture if picture is not None or edit is None else edit.image
+        if before is None:
             raise CapriccioError(
-                f"The subject {subject.name!r} is painted into a picture; give that of the turn before."
+                f"The region {region.prompt!r} is painted into the picture of the turn before; give it."
             )
-        place = region.cover(picture.width, picture.height)
+        width, height = open_picture(before).size
+        place = region.cover(width, height)
         if place.all():
             raise CapriccioError(
-                f"The region {region.prompt!r}, the place of {subject.name!r}, is the whole picture; make it smaller, "
-                "or leave the regions out."
+                f"The region {region.prompt!r}{whose} is the whole picture; make it smaller, or leave the regions out."
             )
-        edit = Edit(picture, mask=place, feather=region.feather)
-        # All turns are of one size: the pixels of a place are neither shrunk nor enlarged when they are put back.
-        return scene.but(prompt=prompt, conditions=(subject, edit, *along), width=picture.width, height=picture.height)
+        here = {"image": before, "mask": place, "feather": region.feather}
+        conditions = (*own, Edit(**(dict(edit or {}) | here)), *along)
+        # Turns that were painted are of one size: what goes back into them is neither shrunk nor enlarged.
+        size = {"width": width, "height": height} if edit is None else {}
+        return scene.but(prompt=prompt, conditions=conditions, **size)
 
-    return Turn(f"the {subject.name} into {region.words!r}", scene_on)
+    words = repr(region.words)
+    return Turn(f"{words} at its place" if subject is None else f"the {subject.name} into {words}", scene_on)
 
 
 __all__ = ["Turn", "are_several", "places_of", "settled", "turns"]

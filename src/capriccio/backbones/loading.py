@@ -30,7 +30,7 @@ from capriccio.backbones.base import Defaults
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError, nearest
-from capriccio.formats import alimama
+from capriccio.formats import alimama, largen
 from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.world.controls import CONTROLS
 
@@ -93,7 +93,8 @@ def open_backbone(
         memory: ``"full"`` keeps everything on the device; ``"offload"`` one network at a time; ``"sequential"`` one
             layer at a time; ``"8bit"`` and ``"4bit"`` quantise the denoiser and T5.
         inpainting: A model to paint into a canvas with as well: an inpainting ControlNet (alimama layout) or FLUX Fill
-            beside FLUX, the inpainting model of the same family beside Stable Diffusion or SDXL.
+            beside FLUX, the inpainting model of the same family beside Stable Diffusion or SDXL: a folder, a
+            repository, or a single file by the names of LDM.
         controlnets: Folders or repositories of ControlNets that control pictures steer through, by the names that
             controls call them; in a list, by the names of the folders.
         config: For a single file: a pipeline folder or repository with everything that the file lacks.
@@ -121,7 +122,7 @@ def open_backbone(
                 pipe = _pipeline(name, dtype, memory, config)
                 part = _denoiser_name(pipe)
                 nets = _controlnets(controlnets, part, dtype)
-                backbone = wrap(pipe, name, controlnets=nets, **_engine(inpainting, part, dtype, memory))
+                backbone = wrap(pipe, name, controlnets=nets, **_engine(inpainting, pipe, dtype, memory))
             _add(backbone, textual_inversions, ip_adapter)
             _place(backbone, device, memory)
     except (torch.OutOfMemoryError, MemoryError):
@@ -174,8 +175,8 @@ def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None, co
     # Its own inpainters come along, unless one is named.
     for engine in ("miniature/fill", "miniature/controlnet-inpaint"):
         if inpainting is None and assets.available(engine):
-            parts |= _engine(assets.path(engine), "transformer", dtype, memory)
-    parts = parts or _engine(inpainting, "transformer", dtype, memory)
+            parts |= _engine(assets.path(engine), pipe, dtype, memory)
+    parts = parts or _engine(inpainting, pipe, dtype, memory)
     own = {name: f"miniature/controlnet-{name}" for name in CONTROLS}
     nets = {name: assets.path(place) for name, place in own.items() if assets.available(place)}
     parts["controlnets"] = _controlnets(nets | _named(controlnets), "transformer", dtype)
@@ -188,7 +189,7 @@ def _miniature_sd(
     pipe = _pipeline(os.fspath(assets.path("miniature/sd")), dtype, memory, None)
     if inpainting is None and assets.available("miniature/sd-inpaint"):
         inpainting = assets.path("miniature/sd-inpaint")
-    parts = _engine(inpainting, "unet", dtype, memory) | {"controlnets": _controlnets(controlnets, "unet", dtype)}
+    parts = _engine(inpainting, pipe, dtype, memory) | {"controlnets": _controlnets(controlnets, "unet", dtype)}
     return UNetBackbone(pipe, name=MINIATURE_SD, defaults=MINIATURE_SD_DEFAULTS, **parts)
 
 
@@ -285,10 +286,17 @@ def _bits(memory: Memory, dtype: torch.dtype) -> dict[str, Any]:
     return {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
 
 
-def _engine(source: Source | None, part: str, dtype: torch.dtype, memory: Memory) -> dict[str, Any]:
-    """Load an inpainting ControlNet or the denoiser of an inpainting model, whichever is there."""
+def _engine(source: Source | None, pipe: Any, dtype: torch.dtype, memory: Memory) -> dict[str, Any]:
+    """Load an inpainting ControlNet or the denoiser of an inpainting model, whichever is there, for a pipeline."""
     if source is None:
         return {}
+    part = _denoiser_name(pipe)
+    if part == "unet" and Path(source).is_file():
+        if memory in ("8bit", "4bit"):
+            raise CapriccioError(
+                f"memory={memory!r} quantises models in folders, but {str(source)!r} is a single file; use 'offload'."
+            )
+        return {"fill": largen.inpainting_unet(Path(source), pipe.unet.config, dtype)}
     if part == "transformer" and not _is_pipeline(source):
         controlnet: FluxControlNetModel = load_inpainting_controlnet(source, dtype)
         return {"controlnet": controlnet}

@@ -456,6 +456,21 @@ class UNetBackbone(Wrapped):
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.tokens.dtype, device=text.tokens.device)
         return {"text_embeds": text.pooled, "time_ids": ids.repeat(len(text.pooled), 1), **shown}
 
+    def beside(self, tokens: Tensor, grid: tuple[int, int]) -> dict[str, Any] | None:
+        """Return what a network of this family reads beside tokens that are no words.
+
+        Args:
+            tokens: (B, T, D), in the place of text.
+            grid: Rows and columns of the latents.
+
+        Returns:
+            On SDXL zeros for pooled text, and sizes as `predict` gives them; elsewhere nothing.
+        """
+        if not self.is_xl:
+            return None
+        pooled = tokens.new_zeros(len(tokens), self.pipe.text_encoder_2.config.projection_dim)
+        return self._added(Text(tokens, pooled), Inputs(grid))
+
     # --- weights ---
 
     def stream(self, engine: str | None, name: str) -> Stream | None:

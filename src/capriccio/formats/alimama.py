@@ -19,7 +19,8 @@ from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from capriccio.errors import CapriccioError, nearest
+from capriccio.errors import CapriccioError
+from capriccio.formats.tensors import check_fit
 
 MASK_CHANNELS = 4
 """One mask value for each of the 2 x 2 latent cells of a token."""
@@ -77,7 +78,9 @@ def load_inpainting_controlnet(source: str | os.PathLike[str], dtype: torch.dtyp
         controlnet = FluxControlNetModel.from_config(config)
         _make_room(controlnet, extra)
     state = _state(folder)
-    _check(controlnet, state, folder)
+    wanted = {key: value.shape for key, value in controlnet.state_dict().items()}
+    complaint = f"The weights in {str(folder)!r} do not fit their config.json"
+    check_fit(wanted, state, complaint, "fetch the folder again or give the right one")
     if dtype is not None:
         state = {key: value.to(dtype) for key, value in state.items()}
     controlnet.load_state_dict(state, assign=True)
@@ -145,20 +148,3 @@ def _state(folder: Path) -> dict[str, Tensor]:
         if not (folder / name).is_file():
             raise CapriccioError(f"{str(folder)!r} lacks the weights file {name!r}; fetch the whole folder again.")
     return {key: value for name in names for key, value in load_file(folder / name).items()}
-
-
-def _check(controlnet: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    wanted = {key: value.shape for key, value in controlnet.state_dict().items()}
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or unexpected:
-        example = f"{missing[0]!r} is missing" if missing else f"{unexpected[0]!r}: {nearest(unexpected[0], wanted)}"
-        raise CapriccioError(
-            f"The weights in {str(folder)!r} do not fit their config.json: {len(missing)} keys are missing and "
-            f"{len(unexpected)} unexpected ({example}); fetch the folder again or give the right one."
-        )
-    for key, shape in wanted.items():
-        if state[key].shape != shape:
-            raise CapriccioError(
-                f"The weights in {str(folder)!r} do not fit their config.json: {key!r} has the shape "
-                f"{tuple(state[key].shape)} instead of {tuple(shape)}; fetch the folder again or give the right one."
-            )

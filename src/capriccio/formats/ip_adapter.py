@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from capriccio.errors import CapriccioError
+from capriccio.formats import tensors
+from capriccio.formats.tensors import State
 
-State = dict[str, Tensor]
 GROUPS = ("image_proj", "ip_adapter")
 _NAMES = (  # of a layer: diffusers, published
     (r"\.ln0\.", ".0.norm1."),
@@ -40,23 +40,28 @@ def read(path: Path) -> dict[str, State]:
     Raises:
         CapriccioError: If it cannot be read, or is no IP-Adapter.
     """
-    try:
-        if path.suffix == ".safetensors":
-            flat = load_file(path)
-            found = {g: {k.removeprefix(f"{g}."): v for k, v in flat.items() if k.startswith(f"{g}.")} for g in GROUPS}
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            found = {group: dict(loaded[group]) for group in GROUPS}
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
-        raise CapriccioError(
-            f"The IP-Adapter {str(path)!r} could not be read ({type(error).__name__}); give a file with the two groups "
-            "of weights image_proj and ip_adapter, safetensors or .bin."
-        ) from None
+    return groups(tensors.read(path), path)
+
+
+def groups(loaded: Mapping[str, Any], path: Path) -> dict[str, State]:
+    """Return both groups of weights among those that `tensors.read` found in a file.
+
+    Raises:
+        CapriccioError: If it is no IP-Adapter.
+    """
+    found = {group: _group(loaded, group) for group in GROUPS}
     if not all(found.values()):
         raise CapriccioError(
-            f"{str(path)!r} holds no IP-Adapter; give a file with the two groups of weights image_proj and ip_adapter."
+            f"{str(path)!r} holds neither an IP-Adapter nor LAR-Gen; give a file with the two groups of weights "
+            "image_proj and ip_adapter, or the released one, which has attn2.to_k_ip beside attn2.to_k."
         )
     return found
+
+
+def _group(loaded: Mapping[str, Any], group: str) -> State:
+    if isinstance(loaded.get(group), Mapping):
+        return dict(loaded[group])
+    return {k.removeprefix(f"{group}."): value for k, value in loaded.items() if k.startswith(f"{group}.")}
 
 
 def resampler_of(state: Mapping[str, Tensor]) -> IPAdapterPlusImageProjection:

@@ -44,18 +44,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from capriccio import text
 from capriccio.attention import AttentionProgram, Hide, Weigh
-from capriccio.canvas import Box, Canvas, Mask, lay, opaque, paste_back, side_by_side, size_like, softened
+from capriccio.canvas import Box, Canvas, Mask, lay, side_by_side
 from capriccio.draft import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.errors import CapriccioError
-from capriccio.pictures import fit, fitted_box, open_mask, open_picture
-from capriccio.references import reference_panel
+from capriccio.references import paint_beside, reference_panel
 from capriccio.scene import Edit, Region, Style, Subject, references
 from capriccio.turns import places_of
 
@@ -121,26 +119,25 @@ def plan(draft: Draft, conditions: Sequence[Subject | Style | Edit], options: Op
     edit = next((condition for condition in conditions if isinstance(condition, Edit)), None)
     (reference,) = (condition for condition in conditions if not isinstance(condition, Edit))
     draft = _numbers(draft.inpaint(options.engine, options.control_scale))
-    canvas = _panels(draft, options) if edit is None else _panels_for(draft, options, open_picture(edit.image).size)
-    draft = reference_panel(draft, canvas.panel("left"), reference)
     if edit is None:
-        draft = _target(draft, canvas, {"left": reference.name}, "right")
+        canvas, painted = _panels(draft, options), "image:right"
+        draft = reference_panel(draft, canvas.panel("left"), reference)
+        draft = replace(_target(draft, canvas, {"left": reference.name}, "right"), canvas=canvas)
     else:
-        draft = _target_picture(draft, canvas, reference, edit)
-    painted = "image:right" if edit is None else "image:edit"
+        if options.pixel_offset is not None:
+            raise CapriccioError(
+                "pixel_offset has no effect on an edit, whose panel is the picture itself; leave it out."
+            )
+        draft, painted = paint_beside(draft, reference, edit, "diptych"), "image:edit"
     program = AttentionProgram((Weigh(queries=painted, keys="image:left", weight=options.attention_weight),))
-    draft = replace(draft, canvas=canvas, prompt=_prompt(draft, reference, options), program=program)
+    draft = replace(draft, prompt=_prompt(draft, reference, options), program=program)
     return draft.say(*filter(None, [draft.backbone.defaults.caution]))
 
 
 def _numbers(draft: Draft) -> Draft:
-    """Take the paper's numbers, or those that FLUX Fill was trained for."""
-    guidance = (30.0, 1.0) if draft.engine == "fill" else (3.5, 3.5)
+    """Take the paper's numbers."""
     side = min(PANEL, draft.backbone.defaults.width)
-    if not draft.backbone.defaults.plain_guidance:  # the paper's numbers are FLUX's
-        draft = draft.adopt(guidance_scale=guidance[0], true_cfg_scale=guidance[1])
-    draft = draft.adopt(num_inference_steps=30)
-    return draft.adopt(width=side, height=side)
+    return draft.guided(3.5, 3.5).adopt(num_inference_steps=30, width=side, height=side)
 
 
 def _panels(draft: Draft, options: Options) -> Canvas:
@@ -150,17 +147,6 @@ def _panels(draft: Draft, options: Options) -> Canvas:
     margin = draft.backbone.defaults.panel_margin if options.pixel_offset is None else options.pixel_offset
     width, height = (token * ceil((side + 2 * margin) / token) for side in (settings.width, settings.height))
     return side_by_side(("left", "right"), width, height, token)
-
-
-def _panels_for(draft: Draft, options: Options, picture: tuple[int, int]) -> Canvas:
-    """Two panels of the shape of the picture that is edited."""
-    if options.pixel_offset is not None:
-        raise CapriccioError("pixel_offset has no effect on an edit, whose panel is the picture itself; leave it out.")
-    token, defaults, scene, settings = draft.backbone.token, draft.backbone.defaults, draft.scene, draft.settings
-    size = settings.width, settings.height
-    if not (defaults.own or scene.width or scene.height):
-        size = size_like(*picture, settings.width * settings.height, token)
-    return side_by_side(("left", "right"), *size, token)
 
 
 def _target(draft: Draft, canvas: Canvas, shown: Mapping[str, str], panel: str) -> Draft:
@@ -180,39 +166,6 @@ def _target(draft: Draft, canvas: Canvas, shown: Mapping[str, str], panel: str) 
     crop = Finish(f"crop {inner}", lambda painted, _: painted.crop(inner.corners))
     groups = {f"image:{place}": canvas.mask(canvas.panel(place)) for place in (*shown, panel)}
     return replace(draft, groups=groups, picture=inner, finish=(crop,))
-
-
-def _target_picture(draft: Draft, canvas: Canvas, reference: Subject | Style, edit: Edit) -> Draft:
-    """Put the picture to be edited on the right panel, paint its mask alone, and put the result back into it."""
-    right = canvas.panel("right")
-    if edit.mask is None or edit.strength != 1:
-        raise CapriccioError("diptych paints a subject into the mask of an edit, from noise; give a mask, no strength.")
-    picture = opaque(open_picture(edit.image))
-    mask = open_mask(edit.mask, picture.size, "mask of the edit")
-    size = right.width, right.height
-    fitted, sentence = fit(picture, *size, edit.fit)
-    paint = canvas.mask(right)
-    paint[:, right.left :] = np.asarray(fit(mask, *size, edit.fit)[0]) > 127
-    if not paint.any():
-        raise CapriccioError("Nothing of the edit's mask is left after cropping; use fit='pad' or a larger mask.")
-    box, seam = fitted_box(picture.size, size, edit.fit), softened(mask, edit.feather)
-
-    def finish(painted: Image.Image, _: Any) -> Image.Image:
-        return paste_back(painted.crop(right.corners), picture, seam, box)
-
-    draft = draft.add(
-        Preparation(
-            CANVAS,
-            "picture",
-            f"left: {reference.name}.panel; right: the picture to edit. {sentence}",
-            lambda panel: lay(canvas, {"left": panel, "right": fitted}),
-            (f"{reference.name}.panel",),
-        ),
-        Preparation(PAINT, "mask", "the mask of the edit", lambda: paint),
-    )
-    groups = {"image:left": canvas.mask(canvas.panel("left")), "image:right": canvas.mask(right), "image:edit": paint}
-    back = Finish("put the right panel back into the picture given", finish)
-    return replace(draft, groups=groups, picture=right, finish=(back,))
 
 
 def _prompt(draft: Draft, reference: Subject | Style, options: Options) -> str:

@@ -8,7 +8,8 @@ arXiv 2403.19534. Three steps on a U-Net that inpaints:
 * **Assign** (Eqs. 4 to 7): every layer of cross-attention also looks at 16 tokens of the subject, in a softmax of its
   own, ``out = Attn(Q, K, V) + beta Attn(Q, K', V')``;
 * **Refine** (Eqs. 8 to 10): RefineNet denoises the subject itself, as noisy as the picture, and the states of its
-  decoder's self-attention stand beside the keys and values of the same layers here, in one softmax.
+  decoder's self-attention stand beside the keys and values of the same layers here, in one softmax. On SDXL it reads
+  the sizes that the painter reads, and zeros for pooled text (the release's ``null_y``).
 
 Guidance is one (Eq. 12): without text and with a subject of zeros on the one side, with both on the other, 7.5;
 RefineNet is there on both. 50 steps of DDIM.
@@ -25,7 +26,8 @@ Differences from the authors' release, all of them deliberate:
 * the zoom is the edit's own (``zoom=1.3``), so any method has it;
 * no rescaled guidance, which the paper does not have either.
 
-Nobody has published a RefineNet; the layout of the released model of SDXL holds Locate and Assign.
+The released model of SDXL, which is Locate and Assign, opens as it lies (`capriccio.formats.largen`). Nobody has
+published a RefineNet, of any model.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from capriccio.backbones.unet import UNetBackbone, network_flops
 from capriccio.canvas import on_colour, opaque, to_pixels
 from capriccio.draft import Draft, Method, Preparation, Supply, paint_into
 from capriccio.errors import CapriccioError
-from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder
+from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder, encoder_in
 from capriccio.phases import POSITIVE
 from capriccio.pictures import fit, open_mask, open_picture
 from capriccio.references import subject_mask
@@ -92,10 +94,14 @@ class Refine:
         latents: Of the subject, (1, C, h, w).
         details: What RefineNet reads in the place of text, (1, T, D).
         alphas: Share of the picture's variance that is left at each time of training.
+        beside: On SDXL, pooled text and sizes.
     """
 
-    def __init__(self, module: LarGen, latents: Tensor, details: Tensor, alphas: Tensor) -> None:
-        self.module, self.latents, self.details, self.alphas = module, latents, details, alphas
+    def __init__(
+        self, module: LarGen, latents: Tensor, details: Tensor, alphas: Tensor, beside: dict[str, Tensor] | None
+    ) -> None:
+        self.module, self.latents, self.alphas = module, latents, alphas
+        self.details, self.beside = details, beside
         self._step: int | None = None
         self._told: Tokens | None = None
 
@@ -106,7 +112,7 @@ class Refine:
             drawn = torch.randn(self.latents.shape, generator=torch.Generator().manual_seed(step))
             noise = drawn.to(self.latents)
             alpha = self.alphas.to(self.latents)[time.round().long().reshape(1).to(self.latents.device)]
-            self._told = self.module.reference(self.latents, noise, alpha, time, self.details)
+            self._told = self.module.reference(self.latents, noise, alpha, time, self.details, self.beside)
             self._step = step
         return self._told
 
@@ -126,11 +132,6 @@ def plan(draft: Draft, conditions: Sequence[Subject | Edit], options: Options) -
         raise CapriccioError(
             "refine=True asks for a RefineNet, but none is loaded (nobody has published one); leave it out, or open "
             "the model with a folder of LAR-Gen that has refine.safetensors."
-        )
-    if refines and backbone.is_xl:
-        raise CapriccioError(
-            f"RefineNet works on Stable Diffusion 1.x and 2.x here, but {backbone.name!r} is an SDXL model; give the "
-            "option refine=False, which leaves Assign."
         )
     draft = _seen(draft, subject, backbone, module, beta)
     draft = _refined(draft, subject, backbone, module) if refines else draft
@@ -187,9 +188,11 @@ def _refined(draft: Draft, subject: Subject, backbone: UNetBackbone, module: Lar
 
     @torch.no_grad()
     def look(alone: Image.Image) -> Refine:
-        fitted = fit(alone, *size, "pad")[0]
+        latents = backbone.clean(fit(alone, *size, "pad")[0])
         details = module.details(to_pixels(alone).to(backbone.device)).to(backbone.dtype)
-        return Refine(module, backbone.clean(fitted), details, backbone.pipe.scheduler.alphas_cumprod)
+        rows, columns = latents.shape[-2:]
+        beside = backbone.beside(details, (rows, columns))
+        return Refine(module, latents, details, backbone.pipe.scheduler.alphas_cumprod, beside)
 
     says = f"RefineNet, which denoises the {subject.name} at {size[0]} x {size[1]} beside every step"
     tokens = size[0] * size[1] // draft.backbone.token**2
@@ -227,7 +230,8 @@ def load(source: Path, backbone: Backbone) -> LarGen:
     """Load Assign, and Refine where it is there, for a model.
 
     Args:
-        source: A folder that `LarGen.save` wrote, or a file of an IP-Adapter-Plus with an ``image_encoder`` beside it.
+        source: A folder that `LarGen.save` wrote; the authors' release (`capriccio.formats.largen`), the folder or its
+            checkpoint; or a file of an IP-Adapter-Plus with an ``image_encoder`` beside it.
         backbone: Of the U-Net family.
 
     Raises:
@@ -236,12 +240,7 @@ def load(source: Path, backbone: Backbone) -> LarGen:
     if not isinstance(backbone, UNetBackbone):
         raise CapriccioError(f"LAR-Gen adds to a U-Net, but {backbone.name!r} has none; open a Stable Diffusion model.")
     folder = source if source.is_dir() else source.parent
-    if not (folder / "image_encoder").is_dir():
-        if not backbone.defaults.own:
-            raise CapriccioError(
-                f"There is no image_encoder in {str(folder)!r}; put the CLIP vision model that the adapter was trained "
-                "with there, and its feature_extractor."
-            )
+    if backbone.defaults.own and encoder_in(folder) is None:
         folder = assets.path("miniature/clip")
     unet: Any = backbone.fill if backbone.fill is not None else backbone.base
     return LarGen.load(source, unet, backbone.base, Eye.load(folder))

@@ -7,7 +7,7 @@ one linear layer in the place of text.
 
 A folder holds ``ip_adapter.safetensors``; with Refine, ``refine.safetensors`` with what RefineNet learned (the rest of
 it is the model that paints from text); and CLIP as ``image_encoder`` with its ``feature_extractor``, unless the
-miniature's own is meant.
+miniature's own is meant. The authors' release lies otherwise: see `capriccio.formats.largen`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -40,7 +41,7 @@ from capriccio.attention import (
     layers_of,
 )
 from capriccio.errors import CapriccioError
-from capriccio.formats import ip_adapter
+from capriccio.formats import ip_adapter, largen, tensors
 from capriccio.objectives import diffused
 
 ASSIGN_FILE, REFINE_FILE = "ip_adapter.safetensors", "refine.safetensors"
@@ -63,9 +64,37 @@ class Eye(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Eye:
-        """Load CLIP from a folder with ``image_encoder`` and ``feature_extractor``."""
-        encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32)
-        return cls(encoder, CLIPImageProcessor.from_pretrained(folder / "feature_extractor"))
+        """Load CLIP from a folder where `encoder_in` finds it.
+
+        Pictures are prepared as ``preprocessor_config.json`` says, in ``feature_extractor`` or with the weights; where
+        there is none, as for plain CLIP.
+
+        Raises:
+            CapriccioError: If it is not there, not whole, or of another kind.
+        """
+        place = encoder_in(folder)
+        if place is None:
+            raise CapriccioError(
+                f"There is no image_encoder in {str(folder)!r}; put the CLIP vision model that the adapter was trained "
+                f"with there (or call it {largen.ENCODER}, as LAR-Gen's release does)."
+            )
+        known = [one for one in (folder / "feature_extractor", place) if (one / "preprocessor_config.json").is_file()]
+        try:
+            encoder, info = CLIPVisionModelWithProjection.from_pretrained(
+                place, dtype=torch.float32, output_loading_info=True
+            )
+            processor = CLIPImageProcessor.from_pretrained(known[0]) if known else CLIPImageProcessor()
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CapriccioError(
+                f"The CLIP vision model in {str(place)!r} could not be read ({type(error).__name__}); give a folder of "
+                "transformers with config.json and weights."
+            ) from None
+        if info["missing_keys"]:
+            raise CapriccioError(
+                f"The CLIP vision model in {str(place)!r} lacks {min(info['missing_keys'])!r}; give a whole one, with "
+                "projection."
+            )
+        return cls(encoder, processor)
 
     @property
     def width(self) -> int:
@@ -152,7 +181,8 @@ class LarGen(nn.Module):
 
     def assign(self, pixels: Tensor) -> Tokens:
         """Return what the layers of cross-attention see of subjects (B, 3, H, W) in [-1, 1], or of `Eye.nothing`."""
-        return self.tokens(self.resampler(self.eye.features(pixels)[0]))
+        features = self.eye.features(pixels)[0]
+        return self.tokens(self.resampler(features.to(self.resampler.latents.dtype)))
 
     def tokens(self, tokens: Tensor) -> Tokens:
         """Return tokens (B, 16, D) with the projections of every layer."""
@@ -163,9 +193,17 @@ class LarGen(nn.Module):
         """Return what RefineNet reads (B, T, D) of subjects (B, 3, H, W) in [-1, 1]."""
         if self.detail is None:
             raise CapriccioError("LAR-Gen was loaded without Refine; give a folder with refine.safetensors.")
-        return self.detail(self.eye.features(pixels)[1])
+        return self.detail(self.eye.features(pixels)[1].to(self.detail.weight.dtype))
 
-    def reference(self, latents: Tensor, noise: Tensor, alpha: Tensor, time: Tensor, details: Tensor) -> Tokens:
+    def reference(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        alpha: Tensor,
+        time: Tensor,
+        details: Tensor,
+        beside: dict[str, Tensor] | None = None,
+    ) -> Tokens:
         """Return RefineNet's states of subjects, as noisy as the picture that is painted (Eqs. 8 to 10).
 
         Args:
@@ -174,13 +212,15 @@ class LarGen(nn.Module):
             alpha: Share of their variance that is left, (B,).
             time: Of that noise.
             details: As `details` returned them.
+            beside: On SDXL, pooled text (B, P) and sizes (B, 6), by diffusers' names.
         """
         assert self.refine is not None
         size = *latents.shape[-2:], details.shape[1]
         if size not in self._programs:
             self._programs[size] = _remembering(self.refine, size[:2], size[2])
         with attach(self.refine, self._programs[size]) as reader:
-            self.refine(diffused(latents, noise, alpha), time, encoder_hidden_states=details, return_dict=False)
+            noisy = diffused(latents, noise, alpha)
+            self.refine(noisy, time, encoder_hidden_states=details, added_cond_kwargs=beside, return_dict=False)
             return Tokens(reader.features["states"])
 
     # --- files ---
@@ -200,7 +240,8 @@ class LarGen(nn.Module):
         """Load what `save` wrote, or the file of any IP-Adapter-Plus that fits.
 
         Args:
-            folder: With ``ip_adapter.safetensors``; or a file of that layout.
+            folder: With ``ip_adapter.safetensors``, or the authors' release (`capriccio.formats.largen`); or a file
+                of either layout.
             unet: The inpainting model.
             base: The model that paints from text, of which RefineNet is a copy.
             eye: CLIP.
@@ -208,10 +249,11 @@ class LarGen(nn.Module):
         Raises:
             CapriccioError: If a file is damaged or does not fit the model.
         """
-        state = ip_adapter.read(folder if folder.is_file() else folder / ASSIGN_FILE)
-        resampler = ip_adapter.resampler_of(state["image_proj"])
         names = [layer.name for layer in crossings(unet)]
+        state = _assign(folder, unet, names)
+        resampler = ip_adapter.resampler_of(state["image_proj"])
         to_k, to_v = (_linears(state["ip_adapter"], side, unet, names, folder) for side in ("to_k", "to_v"))
+        _check_resampler(resampler, eye, unet, folder)
         whole = cls(eye, resampler, to_k, to_v, names)
         if folder.is_dir() and (folder / REFINE_FILE).is_file():
             if base is None:
@@ -221,7 +263,14 @@ class LarGen(nn.Module):
                 )
             whole.add_refine(base)
             whole._read_refine(load_file(folder / REFINE_FILE), folder)
-        return whole.float().eval().requires_grad_(False)
+        whole._in_step_with(unet)
+        return whole.eval().requires_grad_(False)
+
+    def _in_step_with(self, unet: UNet2DConditionModel) -> None:
+        """Compute with the precision of the U-Net; the eye keeps its own, for it must see zeros where there is none."""
+        for part in (self.resampler, self.to_k, self.to_v, self.detail, self.refine):
+            if part is not None:
+                part.to(unet.dtype)
 
     def _read_refine(self, state: Mapping[str, Tensor], folder: Path) -> None:
         assert self.refine is not None
@@ -265,6 +314,39 @@ def decoder(unet: UNet2DConditionModel) -> Layers:
 def learns_in_refine(name: str) -> bool:
     """Whether a weight of RefineNet learns: those of its cross-attention (section 4.4)."""
     return ".attn2." in name
+
+
+def encoder_in(folder: Path) -> Path | None:
+    """Return where CLIP is in a folder of weights: as we and IP-Adapter call it, or as LAR-Gen's release does."""
+    return next((folder / name for name in ("image_encoder", largen.ENCODER) if (folder / name).is_dir()), None)
+
+
+def _assign(source: Path, unet: UNet2DConditionModel, names: Sequence[str]) -> dict[str, tensors.State]:
+    """Return the two groups of weights of Assign, from whichever layout is there."""
+    path = source
+    if source.is_dir():
+        path = next((source / name for name in (ASSIGN_FILE, largen.CHECKPOINT) if (source / name).is_file()), source)
+    if not path.is_file():
+        raise CapriccioError(
+            f"There is no file {str(path)!r} and no folder of that name with {ASSIGN_FILE} or {largen.CHECKPOINT}; "
+            "give one."
+        )
+    loaded = tensors.read(path)
+    if largen.is_largen(loaded):
+        return largen.groups(loaded, path, unet, names)
+    return ip_adapter.groups(loaded, path)
+
+
+def _check_resampler(
+    resampler: IPAdapterPlusImageProjection, eye: Eye, unet: UNet2DConditionModel, source: Path
+) -> None:
+    widths = resampler.proj_in.in_features, resampler.proj_out.out_features
+    expected = eye.width, unet.config.cross_attention_dim
+    if widths != expected:
+        raise CapriccioError(
+            f"The resampler for {str(source)!r} makes tokens of width {widths[1]} from features of width {widths[0]}, "
+            f"but the model reads {expected[1]} and its CLIP sees {expected[0]}; give those that were trained together."
+        )
 
 
 def _linears(

@@ -189,7 +189,7 @@ class ClipTask(Visitor):
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        towers = Towers(self.tokenizer, layers=4 if self.budget == "cpu" else 6)
+        towers = Towers(self.tokenizer, layers=4)
         if self.start is not None:
             for part in ("text_encoder", "image_encoder"):
                 encoder = getattr(towers, part)

@@ -48,10 +48,7 @@ class Size:
     text_layers: int
 
 
-SIZES = {
-    "cpu": Size(heads=4, double=2, single=6, text_layers=2),
-    "gpu": Size(heads=8, double=4, single=8, text_layers=4),
-}
+SIZE = Size(heads=4, double=2, single=6, text_layers=2)
 SHARES = {"scenes": 0.63, "pairs": 0.34, "grids": 0.03}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 
@@ -192,8 +189,7 @@ class FluxTask(GalleryTask):
                 FluxTransformer2DModel.from_pretrained(self.start, subfolder="transformer"),
                 T5EncoderModel.from_pretrained(self.start, subfolder="text_encoder_2", dtype=torch.float32),
             )
-        size = SIZES[self.budget]
-        return Painter(new_transformer(size), new_text_encoder(size, len(self.sentences.t5)))
+        return Painter(new_transformer(SIZE), new_text_encoder(SIZE, len(self.sentences.t5)))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)

@@ -35,6 +35,11 @@ class Wing:
     columns: int
     count: int
 
+    @property
+    def is_panels(self) -> bool:
+        """Whether its pictures are panels of one subject."""
+        return self.rows * self.columns > 1
+
 
 WINGS = {
     "cpu": (Wing("scenes", 1, 1, 18_432), Wing("pairs", 1, 2, 4_096), Wing("grids", 2, 2, 256)),
@@ -52,6 +57,7 @@ class Pictures:
         inks: Ink map, (N, H/4, W/4).
         graphs: What every picture shows.
         shards: Pixels (SHARD, 3, H, W) as bytes, left on the disk.
+        subjects: Of panels, the pixels of the subject as bits (SHARD, H, W / 8), left on the disk.
     """
 
     latents: np.ndarray
@@ -59,20 +65,29 @@ class Pictures:
     inks: np.ndarray
     graphs: list[Picture]
     shards: list[np.ndarray]
+    subjects: list[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.graphs)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Pictures (len(rows), 3, H, W) in [-1, 1]."""
-        return torch.from_numpy(np.stack([self.shards[row // SHARD][row % SHARD] for row in rows])).float() / 127.5 - 1
+        return torch.from_numpy(_rows_of(self.shards, rows)).float() / 127.5 - 1
+
+    def masks(self, rows: np.ndarray) -> Tensor:
+        """The visible pixels of the subject of panels, (len(rows), H, W) boolean."""
+        return torch.from_numpy(np.unpackbits(_rows_of(self.subjects, rows), axis=-1)).bool()
+
+
+def _rows_of(shards: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    return np.stack([shards[row // SHARD][row % SHARD] for row in rows])
 
 
 def imagine(wing: Wing, rng: np.random.Generator, split: str = "train", content: str | None = None) -> Picture:
     """One picture for a wing, of one content of the world or of any."""
-    if wing.rows * wing.columns == 1:
-        return sample_picture(rng, split, content)
-    return sample_sheet(rng, wing.rows, wing.columns, split, content)
+    if wing.is_panels:
+        return sample_sheet(rng, wing.rows, wing.columns, split, content)
+    return sample_picture(rng, split, content)
 
 
 def gallery_folder(runs: Path, content: str | None) -> Path:
@@ -105,6 +120,8 @@ def _draw_shard(wing: Wing, content: str | None, seed: int, path: Path) -> Path:
         drawing = depict(graphs[start : start + 32])
         columns["parts"].append(cells(drawing.parts))
         columns["inks"].append(cells(drawing.inks))
+        if wing.is_panels:
+            columns.setdefault("subjects", []).append(np.packbits(drawing.subjects[:, 0].numpy(), axis=-1))
         columns["pixels"].append(((drawing.pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy())
     scratch = path.with_suffix(".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -120,6 +137,7 @@ def _hang_shard(scratch: Path, vae: AutoencoderKL) -> None:
     pixels = torch.from_numpy(np.load(scratch / "pixels.npy"))
     latents = [encode(vae, chunk.to(vae.device) / 127.5 - 1).half().cpu().numpy() for chunk in pixels.split(32)]
     np.save(scratch / "latents.npy", np.concatenate(latents))
+    shutil.rmtree(scratch.with_suffix(""), ignore_errors=True)
     os.replace(scratch, scratch.with_suffix(""))
 
 
@@ -146,7 +164,8 @@ def fill_gallery(
     folder.mkdir(parents=True, exist_ok=True)
     for wing in WINGS[budget]:
         paths = _shards(wing, folder)
-        missing = [path for path in paths[rank::processes] if not path.exists()]
+        last = "subjects.npy" if wing.is_panels else "latents.npy"  # earlier galleries had no subjects
+        missing = [path for path in paths[rank::processes] if not (path / last).exists()]
         for scratch in spread(partial(_draw_shard, wing, content, seed), missing, spare_hands(budget, processes)):
             _hang_shard(scratch, vae)
             print(f"gallery: {scratch.stem} of {len(paths)}", flush=True)
@@ -159,8 +178,11 @@ def open_wing(folder: Path, wing: Wing) -> Pictures:
         np.concatenate([np.load(path / f"{name}.npy") for path in paths]) for name in ("latents", "parts", "inks")
     )
     graphs = [from_dict(entry) for path in paths for entry in json.loads((path / "graphs.json").read_text())]
-    shards = [np.load(path / "pixels.npy", mmap_mode="r") for path in paths]
-    return Pictures(latents, parts, inks, graphs, shards)
+    pixels, subjects = (
+        [np.load(path / f"{name}.npy", mmap_mode="r") for path in paths if (path / f"{name}.npy").exists()]
+        for name in ("pixels", "subjects")
+    )
+    return Pictures(latents, parts, inks, graphs, pixels, subjects)
 
 
 @dataclass

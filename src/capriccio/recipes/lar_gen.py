@@ -32,7 +32,6 @@ from capriccio.recipes.masks import box_around
 from capriccio.recipes.sd import FACTOR, SDInpaintTask
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
-from capriccio.world.draw import draw
 from capriccio.world.graph import Panels, SceneGraph
 
 PANEL = 128
@@ -91,22 +90,19 @@ class AssignTask(SDInpaintTask):
         pictures = self.wings["pairs"]
         rows = rng.integers(0, len(pictures), 2 * self.sizes["pairs"] * (1 if self.budget == "cpu" else 8))
         sides = rng.integers(0, 2, len(rows))
-        scenes = [_scenes(pictures.graphs[row]) for row in rows]
-        targets = [pair[side] for pair, side in zip(scenes, sides, strict=True)]
+        targets = [_scenes(pictures.graphs[row])[side] for row, side in zip(rows, sides, strict=True)]
         pixels = pictures.pixels(rows).unflatten(-1, (2, PANEL))
         each = torch.arange(len(rows))
-        # The masks of both panels at once: the subject is the first of each cast.
-        masks = draw([*targets, *(pair[1 - side] for pair, side in zip(scenes, sides, strict=True))]).subjects[:, 0]
-        seen = pixels[each, :, :, 1 - sides]
+        masks = pictures.masks(rows).unflatten(-1, (2, PANEL))
         subjects = [
             self.blank if rng.random() < DROPOUT or not mask.any() else alone(picture, mask)
-            for picture, mask in zip(seen, masks[len(rows) :], strict=True)
+            for picture, mask in zip(pixels[each, :, :, 1 - sides], masks[each, :, 1 - sides], strict=True)
         ]
         latents = torch.from_numpy(pictures.latents[rows]).float().unflatten(-1, (2, PANEL // FACTOR))
         return {
             "latents": latents[each, :, :, sides],
             "pixels": pixels[each, :, :, sides],
-            "mask": torch.stack([box_around(rng, mask.numpy())[None] for mask in masks[: len(rows)]]),
+            "mask": torch.stack([box_around(rng, mask.numpy())[None] for mask in masks[each, :, sides]]),
             "subject": torch.stack(subjects),
             **self.sentences(list(targets), rng),
         }

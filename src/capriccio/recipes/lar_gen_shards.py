@@ -13,6 +13,7 @@ short warm-up; the weights are an average over steps. Without an IP-Adapter the 
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ from capriccio.backbones.unet import UNetBackbone
 from capriccio.canvas import check_size, to_pixels, window
 from capriccio.collect.shards import Quadruplets
 from capriccio.errors import CapriccioError
-from capriccio.modules.lar_gen import Eye, LarGen
+from capriccio.modules.lar_gen import Eye, LarGen, encoder_in
 from capriccio.pictures import fit
 from capriccio.recipes.diffusion import as_inpainting, noised, seen
 from capriccio.recipes.gallery import encode
@@ -124,7 +125,6 @@ class ShardTask:
         if self.recipe.adapter is None:
             return unet.requires_grad_(True), LarGen.new(unet, self.eye)
         module = LarGen.load(adapter_file(self.recipe.adapter), unet, None, self.eye)
-        check_eye(module, self.eye)
         for side in (module.to_k, module.to_v):
             side.requires_grad_(True)
         return unet.requires_grad_(True), module
@@ -242,20 +242,6 @@ def check_model(backbone: Any) -> None:
         )
 
 
-def check_eye(module: LarGen, eye: Eye) -> None:
-    """Check that a resampler reads the features of a CLIP.
-
-    Raises:
-        CapriccioError: If they are of another width.
-    """
-    reads = module.resampler.proj_in.in_features
-    if reads != eye.width:
-        raise CapriccioError(
-            f"The adapter reads {reads} features of a patch, but this CLIP has {eye.width}; give as 'clip' the one "
-            "that the adapter was trained with."
-        )
-
-
 def adapter_file(source: str) -> Path:
     """Return the file of an IP-Adapter-Plus, fetched where it is ``owner/name/path/to/file`` of a repository.
 
@@ -284,28 +270,27 @@ def open_eye(source: str | None, adapter: str | None) -> Eye:
     """Open the CLIP that an adapter was trained with.
 
     Args:
-        source: A folder with ``image_encoder`` and ``feature_extractor``, or a CLIP of transformers: a folder or a
-            repository. ``None`` looks beside the adapter.
+        source: A folder with an ``image_encoder``, or a CLIP of transformers: a folder or a repository. ``None`` looks
+            beside the adapter.
         adapter: The file of an IP-Adapter-Plus.
 
     Raises:
         CapriccioError: If there is none.
     """
-    beside = Path(adapter).parent if adapter is not None else None
-    place = source if source is not None else str(beside) if beside and (beside / "image_encoder").is_dir() else None
-    if place is None:
+    for folder in (Path(place) for place in (source, adapter and os.path.dirname(adapter)) if place):
+        if encoder_in(folder) is not None:
+            return Eye.load(folder)
+    if source is None:
         raise CapriccioError(
             "The recipe names no CLIP to see subjects with, and none lies beside the adapter; give 'clip', such as "
             "laion/CLIP-ViT-H-14-laion2B-s32B-b79K for the adapters of Stable Diffusion 1.5."
         )
     try:
-        if (Path(place) / "image_encoder").is_dir():
-            return Eye.load(Path(place))
-        encoder = CLIPVisionModelWithProjection.from_pretrained(place, dtype=torch.float32)
-        return Eye(encoder, CLIPImageProcessor.from_pretrained(place))
+        encoder = CLIPVisionModelWithProjection.from_pretrained(source, dtype=torch.float32)
+        return Eye(encoder, CLIPImageProcessor.from_pretrained(source))
     except _UNREADABLE as error:
         raise CapriccioError(
-            f"The CLIP {place!r} could not be loaded ({_reason(error)}); check the path, or the name and the "
+            f"The CLIP {source!r} could not be loaded ({_reason(error)}); check the path, or the name and the "
             "connection."
         ) from None
 

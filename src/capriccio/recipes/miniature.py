@@ -75,7 +75,8 @@ class Order:
     Args:
         name: One of the family.
         runs: Folder of checkpoints, logs and the gallery.
-        budget: ``"cpu"`` or ``"gpu"``: sizes of models and batches.
+        budget: ``"cpu"`` or ``"gpu"``: sizes of galleries and batches. Models have one size: two cores paint with them
+            in seconds, and they travel with the package; a GPU teaches them longer.
         minutes: How long to learn, over all runs; ``None`` takes the recipe's.
         seed: Seed of weights and data; ``None`` takes the recipe's.
         start: A finished folder of weights to go on from, where the recipe can.

@@ -2,8 +2,8 @@
 
 Eight latents at 16 x 16, scaled-linear betas, cross-attention at every level, heads of 32. The text encoder is frozen,
 as Stable Diffusion's is. A part map, predicted behind the last but one up block and thrown away afterwards, makes
-shapes come sooner. Its inpainting model reads the mask and the masked picture as 1 + 8 further channels; plain
-diffusers loads that folder too, but its inpainting pipeline runs models of 4 latents alone.
+shapes come sooner. Its inpainting model reads the mask and the masked picture as 1 + 8 further channels; that folder
+holds a U-Net and nothing else, for diffusers' own inpainting pipeline runs models of 4 latents alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,19 @@ from transformers import CLIPTextModel
 from capriccio import assets
 from capriccio.evaluation import targets
 from capriccio.objectives import noise_weight
-from capriccio.recipes.diffusion import as_inpainting, noised, seen
+from capriccio.recipes.diffusion import noised, seen
 from capriccio.recipes.gallery import CELL, Pictures, Wing
 from capriccio.recipes.masks import random_mask, thing_mask
-from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, kinds_shown, map_loss, save_halved
+from capriccio.recipes.painting import (
+    INKS,
+    LATENTS,
+    PARTS,
+    GalleryTask,
+    forget_origins,
+    kinds_shown,
+    map_loss,
+    save_halved,
+)
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -44,7 +54,7 @@ class Size:
     layers: int
 
 
-SIZES = {"cpu": Size((64, 160), 1), "gpu": Size((128, 256, 384), 2)}
+SIZE = Size((64, 160), 1)
 SHARES = {"scenes": 0.85, "pairs": 0.15, "grids": 0.0}
 BATCH = {"scenes": 16, "pairs": 8, "grids": 4}
 
@@ -162,7 +172,7 @@ class SDTask(GalleryTask):
         torch.manual_seed(self.schedule.seed)
         if self.start is not None:
             return Painter(UNet2DConditionModel.from_pretrained(self.start, subfolder="unet"))
-        return Painter(new_unet(SIZES[self.budget]))
+        return Painter(new_unet(SIZE))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=1.2e-3)
@@ -221,7 +231,7 @@ class SDInpaintTask(SDTask):
 
     def hole(self, wing: Wing, parts: np.ndarray, rng: np.random.Generator) -> Tensor:
         """What is hidden of a picture, (1, H, W); in half of the scenes the box around a thing, as people hide it."""
-        if wing.rows * wing.columns == 1 and rng.random() < 0.5:
+        if not wing.is_panels and rng.random() < 0.5:
             mask = thing_mask(rng, kinds_shown(parts), CELL)
             if mask is not None:
                 return mask[None]
@@ -232,7 +242,10 @@ class SDInpaintTask(SDTask):
         return seen(self.vae.to(noisy.device), noisy, batch["pixels"], batch["mask"])
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        save_halved(as_inpainting(pipeline(model.unet, self.vae, self.clip), model.unet), folder)
+        # The U-Net alone: everything else is the same as beside the model that paints from text.
+        unet: Any = model.unet
+        unet.half().save_pretrained(folder / "unet")
+        forget_origins(folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
         return []  # what an inpainter is worth, the methods that use it say

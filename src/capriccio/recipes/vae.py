@@ -29,19 +29,18 @@ from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.diet import draw_diet
 from capriccio.world.whole import depict, sample_picture
 
-CHANNELS = {"cpu": (16, 32, 64, 128), "gpu": (32, 64, 128, 192)}
+CHANNELS = (16, 32, 64, 128)
 POOL = {"cpu": 3_072, "gpu": 16_384}  # pictures drawn beforehand by every process
 CHUNK = 64
 LATENT_CHANNELS = 8
 
 
-def new_vae(budget: str = "cpu") -> AutoencoderKL:
+def new_vae() -> AutoencoderKL:
     """An untrained autoencoder of the miniature, without quantisation convolutions (as FLUX's)."""
-    channels = CHANNELS[budget]
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
+        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
+        block_out_channels=CHANNELS,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -144,7 +143,7 @@ class VAETask:
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        return Autoencoding(new_vae(self.budget))
+        return Autoencoding(new_vae())
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_inner_kernel, muon_lr=3e-3, adamw_lr=2e-3)

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ class Benchmark:
 
     Attributes:
         model: A name for `Studio.open`.
+        inpainting: The same of what it inpaints with, where that is another model.
+        modules: What methods add to it.
+        flux: A name for `Studio.open` of a FLUX that inpaints, for our port beside the model.
         coco: COCO's folder; the miniature's world without.
         dreambooth: DreamBooth's folder; both or neither.
         count: How many samples, a fair choice; all by default.
@@ -57,6 +60,9 @@ class Benchmark:
     """
 
     model: str = "miniature"
+    inpainting: str | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
+    flux: str | None = None
     coco: Path | None = None
     dreambooth: Path | None = None
     count: int | None = None
@@ -83,17 +89,18 @@ class Benchmark:
         """
         folder, data = Path(folder), self._data()
         samples = data.samples(self.count)
-        studio, clip = Studio.open(self.model), self._clip()
+        studio, clip = Studio.open(self.model, inpainting=self.inpainting, modules=self.modules), self._clip()
+        flux = None if self.flux is None else Studio.open(self.flux)
         # The world cannot draw itself into photographs.
         ways = {name: way for name, way in VARIANTS.items() if self.coco is None or name != "drawn"}
-        painters = open_painters(studio, self.settings, self.variants, noted, ways)
+        painters = open_painters(studio, replace(self.settings, flux=flux), self.variants, noted, ways)
         examiner = Examiner(data, clip)
-        manifest = self.manifest(data, studio, clip)
+        manifest = self.manifest(data, studio, flux, clip)
         rows = run(samples, painters, examiner, folder, manifest, told)
         page = report(folder, samples, rows, examiner.measures, manifest)
         return Result(page, rows, tables.verdicts(rows))
 
-    def manifest(self, data: Protocol, studio: Studio, clip: Clip) -> dict[str, Any]:
+    def manifest(self, data: Protocol, studio: Studio, flux: Studio | None, clip: Clip) -> dict[str, Any]:
         """Return what the numbers depend on, and the machine; neither how many samples nor which variants."""
         encoders = {"clip": {"image": fingerprint(clip.images), "text": fingerprint(clip.texts)}}
         world_reader = {"reader": fingerprint(load_reader())} if self.coco is None else {}
@@ -105,6 +112,7 @@ class Benchmark:
             "data": data.manifest(),
             "encoders": encoders | world_reader,
             "model": {"name": self.model, "weights": dict(studio.weights)},
+            "flux": None if flux is None else {"name": self.flux, "weights": dict(flux.weights)},
             "paint_by_example": None if own is None else str(own),
             **made_by,
         }

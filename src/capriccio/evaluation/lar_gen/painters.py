@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -40,11 +40,13 @@ class Settings:
         steps: Denoising steps; each model's own number if ``None``.
         guidance: Classifier-free guidance of the studio's model; its own if ``None``.
         paint_by_example: Folder of a Paint-by-Example checkpoint, for the baseline of that name.
+        flux: A FLUX that paints beside the studio's model, for our port; with numbers of its own but for the steps.
     """
 
     steps: int | None = None
     guidance: float | None = None
     paint_by_example: Path | None = None
+    flux: Studio | None = None
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -94,11 +96,28 @@ def diptych(sample: Sample) -> Scene:
     return Scene(sample.prompt, [subject, Edit(sample.place.source, sample.place.mask, by="diptych")])
 
 
+def lar_gen_panel(sample: Sample, text: bool = True) -> Scene:
+    """Our port of LAR-Gen: a reference panel is its Refine; with the sentence or without."""
+    subject = Subject(sample.guest.picture, name=sample.guest.name, by="lar-gen-panel")
+    return Scene(sample.prompt if text else "", [subject, Edit(sample.place.source, sample.place.mask)])
+
+
 def lar_gen(sample: Sample, beta: float = 0.3, refine: bool = True, text: bool = True) -> Scene:
     """LAR-Gen itself: Assign at a beta, Refine or not, with the sentence or without."""
     settings = {"beta": beta, "refine": refine}
     subject = Subject(sample.guest.picture, name=sample.guest.name, by="lar-gen", options=settings)
     return Scene(sample.prompt if text else "", [subject, Edit(sample.place.source, sample.place.mask)])
+
+
+def on_flux(way: Variant) -> Variant:
+    """Return a way as the FLUX beside the studio paints it."""
+
+    def open_painter(studio: Studio, settings: Settings) -> Painter:
+        if settings.flux is None:
+            raise CapriccioError("Our port is painted by a FLUX that can inpaint; name one with --flux.")
+        return way(settings.flux, replace(settings, guidance=None))
+
+    return open_painter
 
 
 # --- other ways --------------------------------------------------------------------------------------------------
@@ -163,13 +182,22 @@ VARIANTS: dict[str, Variant] = {
     "collage": by_scene(collage),
     "diptych": by_scene(diptych),
     "paint-by-example": paint_by_example,
+    "ip-adapter": by_scene(partial(lar_gen, beta=0.5, refine=False)),
     "assign": by_scene(partial(lar_gen, refine=False)),
     "assign-refine": by_scene(lar_gen),
     "subject-only": by_scene(partial(lar_gen, beta=1.0, text=False)),
+    "flux-inpainting": on_flux(by_scene(inpainting)),
+    "flux-panel": on_flux(by_scene(lar_gen_panel)),
+    "flux-subject-only": on_flux(by_scene(partial(lar_gen_panel, text=False))),
     **{f"beta-{tenths / 10:g}": by_scene(partial(lar_gen, beta=tenths / 10)) for tenths in range(1, 11)},
     "drawn": lambda studio, settings: drawn,
 }
-"""Every way to paint, baselines first. ``drawn`` is no model: the world itself puts the subject there, as a ceiling."""
+"""Every way to paint, baselines first.
+
+``ip-adapter`` is an IP-Adapter-Plus at 0.5 beside the inpainting model, as the paper compares with: whatever is loaded
+as Assign, without Refine. ``flux-...`` is our port. ``drawn`` is no model: the world itself puts the subject there, as
+a ceiling.
+"""
 
 
 def open_painters(

@@ -56,7 +56,18 @@ TABLES = (
     Table(
         "table1",
         "Table 1: LAR-Gen and what else paints a subject into a hole",
-        ("inpainting", "paint-by-example", "collage", "diptych", "assign-refine", "subject-only"),
+        (
+            "inpainting",
+            "paint-by-example",
+            "collage",
+            "ip-adapter",
+            "diptych",
+            "assign-refine",
+            "subject-only",
+            "flux-inpainting",
+            "flux-panel",
+            "flux-subject-only",
+        ),
         {
             "clip_i": ("inpainting", "paint-by-example", "assign-refine", "subject-only"),
             "clip_t": ("paint-by-example", "subject-only", "assign-refine", "inpainting"),
