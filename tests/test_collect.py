@@ -28,7 +28,7 @@ from capriccio.collect import run as runs
 from capriccio.collect.engines import _lost
 from capriccio.collect.quadruplets import distinct, intersection_over_union, is_entity, misfit, quadruplets
 from capriccio.collect.run import Run, heading, locked, read_journal
-from capriccio.collect.shards import END, parquet_bytes, read_parquet, read_tar, tar_bytes
+from capriccio.collect.shards import END, ParquetPlaces, TarPlaces, parquet_bytes, read_parquet, read_tar, tar_bytes
 from capriccio.collect.sources import Listing, Unit, list_pictures, work
 from capriccio.errors import CapriccioError
 from capriccio.evaluation.quadruplets import rates, right_ones
@@ -232,8 +232,10 @@ def test_shards_hold_what_was_put_in(tmp_path_factory: pytest.TempPathFactory, s
     path = tmp_path_factory.mktemp("shards") / "shard"
     path.write_bytes(data)
     assert list(read_tar(path)) == list(zip(keys, some, strict=True))
+    assert list(TarPlaces(path)) == list(zip(keys, some, strict=True))
     path.write_bytes(parquet_bytes(zip(keys, some, strict=True)))
     assert list(read_parquet(path)) == list(zip(keys, some, strict=True))
+    assert list(ParquetPlaces(path)) == list(zip(keys, some, strict=True))
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
@@ -246,6 +248,9 @@ def test_a_collection_reads_back_as_pictures_and_words(world: Path, whole: Path,
     assert len(ones) == len(data) == data.manifest["counts"]["quadruplets"]
     assert {one["source"].size for one in ones} == {one["mask"].size for one in ones} == {(128, 128)}
     assert all(one["about"]["tag"] and one["text"].startswith(("a ", "an ")) for one in ones)
+    for number in (*range(len(ones)), -1):
+        for part in ("key", "source", "mask", "subject", "text", "about"):
+            assert data[number][part] == ones[number][part]
 
 
 def test_workers_of_a_data_loader_share_the_shards(whole: Path) -> None:
@@ -253,6 +258,20 @@ def test_workers_of_a_data_loader_share_the_shards(whole: Path) -> None:
 
     loader = DataLoader(Quadruplets(whole), batch_size=None, num_workers=2, collate_fn=lambda one: one["key"])
     assert sorted(loader) == sorted(one["key"] for one in Quadruplets(whole))
+
+
+def test_any_row_of_parquet_is_read_with_few_beside_it(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    one = dict.fromkeys(PARTS, b"{}")
+    (tmp_path / "many.parquet").write_bytes(parquet_bytes((f"{number}", one) for number in range(40)))
+    assert parquet.ParquetFile(tmp_path / "many.parquet").metadata.num_row_groups == 3
+    assert [key for key, _ in ParquetPlaces(tmp_path / "many.parquet")] == [f"{number}" for number in range(40)]
+
+
+def test_a_lost_shard_gets_a_sentence(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text((whole / "manifest.json").read_text())
+    with pytest.raises(CapriccioError, match="put it back, or collect anew"):
+        Quadruplets(tmp_path)[0]
 
 
 def test_a_folder_without_a_collection_gets_a_sentence(tmp_path: Path) -> None:

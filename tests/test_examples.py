@@ -18,7 +18,9 @@ from capriccio.studio import Studio
 from capriccio.world.vocabulary import WORDS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SCENES = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".yaml", ".yml", ".json"))
+RECIPES = EXAMPLES / "training"  # of trainings, no scenes: see test_lar_gen_training.py
+FILES = (path for path in EXAMPLES.rglob("*") if path.suffix in (".yaml", ".yml", ".json"))
+SCENES = sorted(path for path in FILES if RECIPES not in path.parents)
 LARGE = [path for path in SCENES if path.parent == EXAMPLES / "regional"]
 SMALL = [path for path in SCENES if path not in LARGE]
 MINIATURE = [path for path in SMALL if path.parent == EXAMPLES / "regional" / "miniature"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from capriccio.errors import CapriccioError
 from capriccio.objectives import (
     contrastive,
     flow_matching_pair,
@@ -21,7 +25,21 @@ from capriccio.objectives import (
 )
 from capriccio.training import optimisers, trainer
 from capriccio.training.optimisers import Muon, muon_and_adamw, orthogonalise, warm_constant_decay
-from capriccio.training.trainer import Average, Batch, Row, Schedule, fit
+from capriccio.training.trainer import (
+    CHECKPOINT,
+    LOG,
+    Average,
+    Batch,
+    Batches,
+    Row,
+    Schedule,
+    chosen_precision,
+    fit,
+    minutes_learned,
+    read_table,
+    steps_learned,
+    write_table,
+)
 
 
 @dataclass
@@ -69,6 +87,195 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(left, right)
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+# --- several batches of one step ---
+
+
+@dataclass
+class PartsTask(LineTask):
+    """The rows of each batch of sixteen, in so many parts, one after the other."""
+
+    drawn: int = -1  # the trainer draws one batch for nothing, that pools be filled
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        step, part = divmod(self.drawn, self.schedule.accumulation)
+        self.drawn += 1
+        whole = super().batch(np.random.default_rng([1, step + 1]))
+        return {name: value.chunk(self.schedule.accumulation)[part] for name, value in whole.items()}
+
+
+def test_two_halves_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
+    whole = fit(PartsTask(SHORT), tmp_path / "whole")
+    halves = fit(PartsTask(replace(SHORT, accumulation=2)), tmp_path / "halves")
+    for left, right in zip(whole.parameters(), halves.parameters(), strict=True):
+        torch.testing.assert_close(left, right)
+    assert steps_learned(tmp_path / "halves") == SHORT.steps
+
+
+def test_a_resumed_run_sees_the_parts_that_it_would_have_seen(tmp_path: Path) -> None:
+    several = replace(SHORT, accumulation=3)
+    whole = fit(LineTask(several), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(LineTask(several, fail_at=3 * 10 + 2), tmp_path / "broken")  # in the middle of a step
+    assert steps_learned(tmp_path / "broken") == 10
+    resumed = fit(LineTask(several), tmp_path / "broken")
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_one_part_is_the_batch_that_it_was_before_there_were_parts() -> None:
+    batches = Batches(LineTask(replace(SHORT, seed=3)), rank=1)
+    before = LineTask(SHORT).batch(np.random.default_rng([3, 7, 1]))
+    assert torch.equal(batches[7]["x"], before["x"])
+    parts = Batches(LineTask(replace(SHORT, seed=3, accumulation=2)), rank=1)
+    assert torch.equal(parts[14]["x"], before["x"])
+    assert not torch.equal(parts[15]["x"], before["x"])
+
+
+def test_schedules_that_cannot_be_are_sentences() -> None:
+    with pytest.raises(CapriccioError, match="did you mean 'bf16'"):
+        Schedule(minutes=1, precision="bf1")  # type: ignore[arg-type]
+    with pytest.raises(CapriccioError, match="1 batch a step or more"):
+        Schedule(minutes=1, accumulation=0)
+
+
+# --- precision ---
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """accelerate keeps the precision of a process; let this test choose its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_half_precision_is_used_where_it_is_asked_for(tmp_path: Path, fresh: None) -> None:
+    single = fit(LineTask(replace(SHORT, precision="no")), tmp_path / "single")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = fit(LineTask(replace(SHORT, precision="bf16")), tmp_path / "half")
+    pairs = list(zip(single.parameters(), half.parameters(), strict=True))
+    assert any(not torch.equal(left, right) for left, right in pairs)
+    for left, right in pairs:
+        assert right.dtype == torch.float32
+        torch.testing.assert_close(left, right, rtol=0.2, atol=0.1)
+
+
+def test_precision_is_the_one_asked_for_or_a_sentence() -> None:
+    assert chosen_precision("bf16", "cpu") == "bf16"
+    assert chosen_precision("no", "cuda") == "no"
+    assert chosen_precision("auto", "cuda") == "bf16"
+    assert chosen_precision("fp16", "cuda") == "fp16"
+    with pytest.raises(CapriccioError, match="needs a GPU"):
+        chosen_precision("fp16", "cpu")
+
+
+# --- what is kept ---
+
+
+class FrozenTask(LineTask):
+    """The first layer stays as it is."""
+
+    def models(self) -> nn.Module:
+        model = super().models()
+        model[0].requires_grad_(False)  # type: ignore[index]
+        return model
+
+
+def test_a_checkpoint_holds_what_learns(tmp_path: Path) -> None:
+    whole = fit(FrozenTask(SHORT), tmp_path / "whole")
+    state = torch.load(tmp_path / "whole" / CHECKPOINT, weights_only=True)
+    assert state["model"].keys() == state["average"].keys() == {"1.weight", "1.bias"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(FrozenTask(SHORT, fail_at=11), tmp_path / "broken")
+    resumed = fit(FrozenTask(SHORT), tmp_path / "broken")
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_checkpoints_of_earlier_versions_go_on(tmp_path: Path) -> None:
+    """They hold the whole module, in both places."""
+    whole = fit(FrozenTask(SHORT), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(FrozenTask(SHORT, fail_at=11), tmp_path / "broken")
+    state = torch.load(tmp_path / "broken" / CHECKPOINT, weights_only=True)
+    first = FrozenTask(SHORT).models().state_dict()
+    earlier = state | {name: first | state[name] for name in ("model", "average")}
+    torch.save(earlier, tmp_path / "broken" / CHECKPOINT)
+    resumed = fit(FrozenTask(SHORT), tmp_path / "broken")
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_the_checkpoint_of_another_model_is_a_sentence(tmp_path: Path) -> None:
+    fit(LineTask(replace(SHORT, steps=1)), tmp_path)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    for change in ({"strange": torch.zeros(1)}, {"1.bias": torch.zeros(5)}):
+        torch.save(state | {"model": state["model"] | change}, tmp_path / CHECKPOINT)
+        with pytest.raises(CapriccioError, match="of another model"):
+            fit(LineTask(SHORT), tmp_path)
+    del state["model"]["1.bias"]
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(CapriccioError, match="of another model"):
+        fit(LineTask(SHORT), tmp_path)
+
+
+def test_how_far_a_folder_is(tmp_path: Path) -> None:
+    assert (steps_learned(tmp_path), minutes_learned(tmp_path)) == (None, None)
+    fit(LineTask(replace(SHORT, steps=3)), tmp_path)
+    assert steps_learned(tmp_path) == 3
+    assert minutes_learned(tmp_path) > 0  # type: ignore[operator]
+
+
+# --- the log ---
+
+
+def steps_of(folder: Path) -> list[float]:
+    return [row["step"] for row in read_table(folder / LOG)]
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.Log.__init__, "__defaults__", (4,))
+
+
+@pytest.mark.usefixtures("often")
+def test_the_log_has_each_step_once_whatever_interrupts(tmp_path: Path) -> None:
+    fit(LineTask(SHORT), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(LineTask(SHORT, fail_at=19), tmp_path / "broken")
+    assert steps_of(tmp_path / "broken") == [4, 8, 12, 16]
+    state = torch.load(tmp_path / "broken" / CHECKPOINT, weights_only=True)
+    torch.save(state | {"step": 9}, tmp_path / "broken" / CHECKPOINT)  # killed: its checkpoint is older than its log
+    fit(LineTask(SHORT), tmp_path / "broken")
+    assert steps_of(tmp_path / "broken") == steps_of(tmp_path / "whole") == [4, 8, 12, 16, 20, 24]
+    header, *rows = (tmp_path / "broken" / LOG).read_text().splitlines()
+    assert header == "step,minutes,loss,error"
+    assert all(len(row.split(",")) == 4 for row in rows)
+
+
+def test_a_table_has_room_for_readings_that_come_later(tmp_path: Path) -> None:
+    rows = [{"step": 1, "one": 0.5}, {"step": 2, "two": 0.25}]
+    write_table(rows, tmp_path / LOG)
+    assert (tmp_path / LOG).read_text() == "step,one,two\n1,0.5,\n2,,0.25\n"
+    assert read_table(tmp_path / LOG) == rows
+
+
+@pytest.mark.usefixtures("often")
+def test_tensorboard_is_told_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    fit(LineTask(SHORT), tmp_path / "with")
+    told = events.EventAccumulator(str(tmp_path / "with" / "tensorboard"))
+    told.Reload()
+    assert [event.step for event in told.Scalars("loss")] == [4, 8, 12, 16, 20, 24]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    fit(LineTask(SHORT), tmp_path / "without")
+    assert not (tmp_path / "without" / "tensorboard").exists()
+    assert steps_of(tmp_path / "without") == steps_of(tmp_path / "with")
+
+
+# --- what it learns ---
 
 
 def test_batches_made_by_other_hands_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

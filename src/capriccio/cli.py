@@ -779,20 +779,52 @@ def miniature(
     orders = [family.Order(each, out, budget.value, minutes, seed, start, content) for each in names]
     steps = family.plan(orders)
     if not as_json:
-        Console(stderr=not dry_run).print(_steps(steps))
+        Console(stderr=not dry_run).print(_steps(steps, "minutes"))
     if not dry_run:
         family.train_family(orders, _say) if everything else family.train(orders[0], _say)
     folders = list(dict.fromkeys(str(order.folder) for order in orders))
-    rows = [{"name": step.name, "needs": step.needs, "minutes": step.minutes, "state": str(step)} for step in steps]
+    rows = [{"name": step.name, "needs": step.needs, "minutes": step.length, "state": str(step)} for step in steps]
     if as_json or not dry_run:
         _report({"plan": rows, "folders": folders}, "\n".join(folders), as_json)
 
 
-def _steps(steps: Sequence[Step]) -> Table:
-    table = Table("model", "needs", "minutes", "state")
+def _steps(steps: Sequence[Step], unit: str) -> Table:
+    table = Table("model", "needs", unit, "state")
     for step in steps:
-        table.add_row(step.name, ", ".join(step.needs), f"{step.minutes:g}", str(step))
+        table.add_row(step.name, ", ".join(step.needs), f"{step.length:g}", str(step))
     return table
+
+
+@trainings.command("lar-gen")
+def train_lar_gen(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file of models, shards and numbers; see examples/training.")],
+    stage: Annotated[
+        str | None, typer.Option(help="assign, or refine, which goes on from it; both in turn by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of runs; the recipe's name is added.")] = Path(
+        "runs"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be trained.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train LAR-Gen on a Stable Diffusion from the shards of `collect quadruplets`, as the paper does.
+
+    A training that was stopped goes on with the same command; what began from something else is set aside. Each stage
+    ends with a folder of weights and a card that says how to open it.
+    """
+    from capriccio.recipes import lar_gen_training as lar_gen
+
+    asked = lar_gen.trainings(recipe, out, stage)
+    steps, parts = lar_gen.plan(asked), asked[0].recipe.parts
+    if not as_json:
+        Console(stderr=not dry_run).print(_steps(steps, "steps"), escape(parts))
+    if not dry_run:
+        for each in asked:
+            lar_gen.train(each, _say)
+    folders = lar_gen.folders(asked)
+    if as_json or not dry_run:
+        data = {"plan": lar_gen.as_rows(steps), "batch": parts, "folders": folders}
+        _report(data, "\n".join(folders), as_json)
 
 
 @evaluations.command("lar-gen")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -75,21 +76,27 @@ def parquet_bytes(records: Iterable[tuple[str, Record]]) -> bytes:
     schema = pyarrow.schema({"key": pyarrow.string()} | kinds)
     rows = [{"key": key} | {name: parts[ending] for name, ending in _COLUMNS.items()} for key, parts in records]
     stream = BytesIO()
-    # PNG pictures do not get smaller.
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), stream, compression="none")
+    # PNG pictures do not get smaller; and who wants one row reads its group alone.
+    table = pyarrow.Table.from_pylist(rows, schema=schema)
+    parquet.write_table(table, stream, compression="none", row_group_size=_GROUP)
     return stream.getvalue()
 
 
 _COLUMNS = dict(zip(("source", "mask", "subject", "text", "about"), PARTS, strict=True))
+_GROUP = 16
+"""Rows that are read at once."""
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, Record]]:
     """Yield the keys and records of a Parquet shard, in their order."""
     _, parquet = _pyarrow()
-    for batch in parquet.ParquetFile(path).iter_batches(batch_size=16):
-        for row in batch.to_pylist():
-            values = {ending: row[name] for name, ending in _COLUMNS.items()}
-            yield row["key"], {e: value.encode() if isinstance(value, str) else value for e, value in values.items()}
+    for batch in parquet.ParquetFile(path).iter_batches(batch_size=_GROUP):
+        yield from map(_row, batch.to_pylist())
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, Record]:
+    values = {ending: row[name] for name, ending in _COLUMNS.items()}
+    return row["key"], {e: value.encode() if isinstance(value, str) else value for e, value in values.items()}
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -103,14 +110,60 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
+# --- one among many ----------------------------------------------------------------------------------------------
+
+
+class TarPlaces:
+    """Where each quadruplet of a tar shard lies: any is read without those before it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, found = path, dict[str, dict[str, tuple[int, int]]]()
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, ending = member.name.partition(".")
+                found.setdefault(key, {})[ending] = member.offset_data, member.size
+        self.places = list(found.items())
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> tuple[str, Record]:
+        key, places = self.places[number]
+        parts = {}
+        with self.path.open("rb") as file:
+            for ending, (start, size) in places.items():
+                file.seek(start)
+                parts[ending] = file.read(size)
+        return key, parts
+
+
+class ParquetPlaces:
+    """The same of a Parquet shard, of which the group of rows around it is read."""
+
+    def __init__(self, path: Path) -> None:
+        _, self.parquet = _pyarrow()
+        self.path, about = path, self.parquet.ParquetFile(path).metadata
+        groups = (about.row_group(group).num_rows for group in range(about.num_row_groups))
+        self.places = [(group, row) for group, rows in enumerate(groups) for row in range(rows)]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> tuple[str, Record]:
+        group, row = self.places[number]
+        return _row(self.parquet.ParquetFile(self.path).read_row_group(group).slice(row, 1).to_pylist()[0])
+
+
 class Quadruplets(IterableDataset[dict[str, Any]]):
-    """What a folder of shards holds, one quadruplet after the other, for a trainer's data loader.
+    """What a folder of shards holds: one quadruplet after the other, for a data loader, or any by its number.
 
     >>> for one in Quadruplets("quadruplets"):
     ...     one["source"], one["mask"], one["subject"]      # PIL pictures: RGB, L, RGB
     ...     one["text"], one["about"]["tag"]
+    >>> Quadruplets("quadruplets")[7]["text"]
 
-    Workers of a data loader share the shards among them.
+    Workers of a data loader share the shards among them. The first time that a number is asked for, all shards are
+    looked through for where their quadruplets begin.
 
     Args:
         folder: What ``capriccio collect quadruplets`` made.
@@ -139,5 +192,25 @@ class Quadruplets(IterableDataset[dict[str, Any]]):
         for shard in mine:
             read = read_parquet if shard.suffix == ".parquet" else read_tar
             for key, parts in read(shard):
-                pictures = {name: Image.open(BytesIO(parts[_COLUMNS[name]])) for name in ("source", "mask", "subject")}
-                yield {"key": key, **pictures, "text": parts["txt"].decode(), "about": json.loads(parts["json"])}
+                yield _opened(key, parts)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        shard, inside = self._places[number]
+        return _opened(*shard[inside])
+
+    @cached_property
+    def _places(self) -> list[tuple[TarPlaces | ParquetPlaces, int]]:
+        """The shard of each quadruplet, and its number there."""
+        try:
+            shards = [(ParquetPlaces if path.suffix == ".parquet" else TarPlaces)(path) for path in self.shards]
+        except (OSError, tarfile.TarError) as error:
+            raise CapriccioError(
+                f"A shard of {str(self.folder)!r} cannot be read ({error}); put it back, or collect anew."
+            ) from None
+        return [(shard, inside) for shard in shards for inside in range(len(shard))]
+
+
+def _opened(key: str, parts: Record) -> dict[str, Any]:
+    """Return a quadruplet for Python: pictures, text, and what else is known of it."""
+    pictures = {name: Image.open(BytesIO(parts[_COLUMNS[name]])) for name in ("source", "mask", "subject")}
+    return {"key": key, **pictures, "text": parts["txt"].decode(), "about": json.loads(parts["json"])}

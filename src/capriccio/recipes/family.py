@@ -50,23 +50,23 @@ class Trace:
     """What an earlier training left.
 
     Attributes:
-        minutes: How long its checkpoint has learned.
+        learned: How long its checkpoint has learned, in the unit of what is wanted.
         origin: What it began from; ``None`` where that was not recorded.
         saved: Whether it ended, and its weights are those that are in use.
     """
 
-    minutes: float
+    learned: float
     origin: Origin | None = None
     saved: bool = False
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model that is asked for: for how many minutes, from what origin, and the trace that is there of it."""
+    """A model that is asked for: for how long (minutes, or steps), from what origin, and the trace that is there."""
 
     name: str
     needs: tuple[str, ...]
-    minutes: float
+    length: float
     origin: Origin
     trace: Trace | None = None
 
@@ -85,13 +85,13 @@ class Step:
     """One row of a plan.
 
     Attributes:
-        share: How much of its minutes a model has learned, 0 to 1.
+        share: How much of its length a model has learned, 0 to 1.
         reason: Why what is there of it is stale.
     """
 
     name: str
     needs: tuple[str, ...]
-    minutes: float
+    length: float
     state: State
     share: float = 0.0
     reason: str = ""
@@ -113,13 +113,13 @@ def judge(wanted: Wanted, changing: Sequence[str] = ()) -> Step:
     """
     trace = wanted.trace
     if trace is None:
-        return Step(wanted.name, wanted.needs, wanted.minutes, State.to_do)
-    share = min(1.0, trace.minutes / wanted.minutes)
+        return Step(wanted.name, wanted.needs, wanted.length, State.to_do)
+    share = min(1.0, trace.learned / wanted.length)
     reasons = differences(trace.origin, wanted.origin, wanted.needs)
     if changing:
         reasons = [f"{' and '.join(changing)} must be trained first"]
     state = State.stale if reasons else State.done if share == 1.0 and trace.saved else State.resumes
-    return Step(wanted.name, wanted.needs, wanted.minutes, state, share, ", ".join(reasons))
+    return Step(wanted.name, wanted.needs, wanted.length, state, share, ", ".join(reasons))
 
 
 def differences(then: Origin | None, now: Origin, needs: Sequence[str]) -> list[str]:

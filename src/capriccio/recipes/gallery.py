@@ -99,7 +99,7 @@ def gallery_folder(runs: Path, content: str | None) -> Path:
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     """Scaled latents, the mean of the posterior, of pictures in [-1, 1], on the device of both."""
     mean = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixels.split(16)])
-    return (mean - vae.config.shift_factor) * vae.config.scaling_factor
+    return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
 
 def cells(labels: Tensor) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 Pairs of the gallery teach it: the subject of one panel, alone on white, is painted into the other panel, whose caption
 may say little of it. So it meets another view of the subject, in another state, than the one it is to paint, where the
-paper cuts the subject out of the very picture. Stage 1 learns the resampler and the keys and values of Assign at beta
-1; stage 2 keeps them at beta 0.3 and learns RefineNet's cross-attention and what it reads of CLIP. Text and subject are
-left out by themselves, in one case of ten each.
+paper cuts the subject out of the very picture. What the stages are, and what they learn by, is in
+`capriccio.recipes.lar_gen_stages`, which the training at paper scale shares.
 
 Two differences from the paper: the resampler is learned too, for the miniature has no IP-Adapter to take it from; and
 the inpainting model stays as it is, so that the same one paints with and without LAR-Gen.
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,29 +25,16 @@ from torch.nn.functional import interpolate, pad
 from torch.optim import Optimizer
 
 from capriccio import assets
-from capriccio.attention import (
-    AttentionProgram,
-    Bank,
-    PictureLayout,
-    Scope,
-    TokenLayout,
-    attach,
-    compile_program,
-    layers_of,
-)
-from capriccio.methods.lar_gen import CROSS, NAME, RIM
-from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder, learns_in_refine
-from capriccio.recipes.gallery import encode
+from capriccio.methods.lar_gen import NAME, RIM
+from capriccio.modules.lar_gen import Eye, LarGen
+from capriccio.recipes.lar_gen_stages import ASSIGN, DROPOUT, REFINE, Stage, assigned, nothing, stage_loss
 from capriccio.recipes.masks import box_around
 from capriccio.recipes.sd import FACTOR, SDInpaintTask
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.graph import Panels, SceneGraph
-from capriccio.world.tokenizers import CLIP_LENGTH
 
 PANEL = 128
-ASSIGN = "lar-gen-assign"
-DROPOUT = 0.1
 
 
 def alone(pixels: Tensor, mask: Tensor) -> Tensor:
@@ -67,51 +54,13 @@ def alone(pixels: Tensor, mask: Tensor) -> Tensor:
     return interpolate(square[None], (PANEL, PANEL), mode="bicubic", antialias=True)[0].clamp(-1, 1)
 
 
-class Assigner(nn.Module):
-    """The inpainting model with Assign at work, in one forward."""
-
-    def __init__(self, unet: UNet2DConditionModel, module: LarGen, beta: float) -> None:
-        super().__init__()
-        self.unet, self.module = unet.requires_grad_(False), module
-        side = PANEL // FACTOR
-        banks: dict[str, int | tuple[int, int]] = {"assign": QUERIES, "refine": (side, side)}
-        whole = {"image": np.ones((side, side), bool)}
-        layout = PictureLayout(TokenLayout(CLIP_LENGTH), whole, (side, side), 1, banks=banks)
-        program = AttentionProgram((Bank("assign", "image", "own", beta, Scope(CROSS)), *self.more()))
-        self.attachment = attach(unet, compile_program(program, layout, layers=layers_of(unet), num_steps=1))
-
-    def more(self) -> tuple[Bank, ...]:
-        """What else the layers look at."""
-        return ()
-
-    def forward(self, latents: Tensor, times: Tensor, text: Tensor, subject: Tensor) -> Tensor:
-        """Return the noise (B, 8, 16, 16) in latents with the known part, given texts (B, 77, D) and subjects."""
-        self.attachment.give("assign", self.module.assign(subject))
-        return self.unet(latents, times, encoder_hidden_states=text, return_dict=False)[0]
-
-
-class Refiner(Assigner):
-    """The same with RefineNet."""
-
-    def more(self) -> tuple[Bank, ...]:
-        return (Bank("refine", "image", scope=Scope(decoder(self.unet))),)
-
-    def forward(  # type: ignore[override]
-        self, latents: Tensor, times: Tensor, text: Tensor, subject: Tensor, clean: Tensor, noise: Tensor, alpha: Tensor
-    ) -> Tensor:
-        """Return the noise; ``clean`` are the latents of the subject, ``noise`` and ``alpha`` (B,) what hides them."""
-        details = self.module.details(subject)
-        self.attachment.give("refine", self.module.reference(clean, noise, alpha, times, details))
-        return super().forward(latents, times, text, subject)
-
-
 @dataclass
 class AssignTask(SDInpaintTask):
     """Stage 1: the resampler, and keys and values of Assign."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=20, warmup=60, seed=5, average=0.995))
-    name: str = ASSIGN
-    beta = 1.0
+    name: str = "lar-gen-assign"
+    stage: ClassVar[Stage] = ASSIGN
 
     @property
     def base(self) -> Path:
@@ -125,13 +74,14 @@ class AssignTask(SDInpaintTask):
 
     @cached_property
     def blank(self) -> Tensor:
-        """No subject, (3, 128, 128); where batches are drawn, for the eye itself may be on a GPU."""
-        return self.eye.nothing.cpu().expand(3, PANEL, PANEL)
+        """No subject, (3, 128, 128)."""
+        return nothing(self.eye, PANEL)
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
         unet = UNet2DConditionModel.from_pretrained(self.base, subfolder="unet")
-        return Assigner(unet, LarGen.new(unet, self.eye), self.beta)
+        module = LarGen.new(unet, self.eye)  # whose keys and values are copies of layers that learn
+        return self.stage.around(unet.requires_grad_(False), module, PANEL // FACTOR)
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, lambda name, value: ".layers." in name, muon_lr=1.5e-3, adamw_lr=8e-4)
@@ -158,16 +108,7 @@ class AssignTask(SDInpaintTask):
         }
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        noisy, noise, times = self.noised(batch, rng)
-        given = self.seen(noisy, batch), times, self.text(batch["clip_ids"]), batch["subject"]
-        painted = model(*given, *self.beside(batch, times, rng))
-        weights = self.weights.to(times.device)[times]
-        error = (weights * (painted.float() - noise).square().flatten(1).mean(dim=1)).mean()
-        return error, {"error": error}
-
-    def beside(self, batch: Batch, times: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """What else the model reads."""
-        return ()
+        return stage_loss(self, model, batch, rng)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.module.save(folder)  # type: ignore[union-attr,operator]
@@ -182,12 +123,12 @@ class RefineTask(AssignTask):
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=20, warmup=60, seed=6, average=0.995))
     name: str = NAME
-    beta = 0.3
+    stage: ClassVar[Stage] = REFINE
 
     @property
     def assign(self) -> Path:
         """What stage 1 saved."""
-        return Path(assets.path(f"miniature/{ASSIGN}"))
+        return Path(assets.path("miniature/lar-gen-assign"))
 
     @property
     def text_model(self) -> Path:
@@ -197,27 +138,9 @@ class RefineTask(AssignTask):
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
         unet = UNet2DConditionModel.from_pretrained(self.base, subfolder="unet")
-        module = LarGen.load(self.assign, unet, None, self.eye)
-        module.add_refine(UNet2DConditionModel.from_pretrained(self.text_model, subfolder="unet"))
-        return Refiner(unet, only_refine_learns(module), self.beta)
-
-    def beside(self, batch: Batch, times: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
-        clean = encode(self.vae.to(times.device), batch["subject"])
-        noise = torch.randn(clean.shape, generator=rng).to(clean)
-        return clean, noise, self.alphas[times.cpu()].to(clean)
-
-
-def only_refine_learns(module: LarGen) -> LarGen:
-    """Let RefineNet's cross-attention and its eyes learn, but for what comes after the last states that it lends."""
-    assert module.refine is not None
-    assert module.detail is not None
-    module.requires_grad_(False)
-    module.detail.requires_grad_(True)
-    lent = [layer for layer in layers_of(module.refine) if layer in decoder(module.refine)]
-    last = lent[-1].name.rpartition(".")[0]
-    for name, weight in module.refine.named_parameters():
-        weight.requires_grad_(learns_in_refine(name) and not name.startswith(last))
-    return module
+        text_unet = UNet2DConditionModel.from_pretrained(self.text_model, subfolder="unet")
+        module = assigned(self.assign, unet, text_unet, self.eye)
+        return self.stage.around(unet, module, PANEL // FACTOR)
 
 
 def _scenes(sheet: object) -> Sequence[SceneGraph]:

@@ -3,9 +3,6 @@
 ``train`` starts the worker of this module on as many processes as there are cores (one per process learns faster than
 one process with several threads), or on the GPU; the worker trains, saves, measures and writes the card.
 ``train_family`` does so for every model that is missing, unfinished or stale, each behind all that it needs.
-
-A folder of runs holds, for each model, its checkpoint, its log and a ``record.json``: what it began from (settings, and
-hashes of the weights it needs) and, once it has ended, a hash of what it made.
 """
 
 from __future__ import annotations
@@ -16,17 +13,15 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from capriccio import assets
-from capriccio.errors import Cancelled, CapriccioError, nearest
+from capriccio.errors import CapriccioError, nearest
 from capriccio.recipes.family import (
     Member,
     Origin,
@@ -40,6 +35,15 @@ from capriccio.recipes.family import (
     plan_family,
 )
 from capriccio.recipes.gallery import gallery_folder
+from capriccio.recipes.runs import (
+    commit,
+    launch_worker,
+    rank,
+    read_record,
+    replace_folder,
+    set_aside,
+    write_record,
+)
 from capriccio.world.whole import SHEETS
 
 FAMILY = {
@@ -62,14 +66,6 @@ FAMILY = {
 }
 ORDER = in_order(FAMILY)
 """The names of the family, each behind all that it needs."""
-
-THRIFT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
-"""One thread a process; and glibc keeps what it is given back, for a quarter of a step went into fresh pages."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ def look(order: Order) -> Wanted:
     origin = {"budget": order.budget, "seed": schedule.seed, "start": str(order.start or "")}
     origin["content"] = order.content or "the whole world"
     origin |= {need: weights_hash(need) for need in order.needs}
-    minutes, record = minutes_learned(order.run), _read(order.run / "record.json")
+    minutes, record = minutes_learned(order.run), read_record(order.run)
     saved = record.get("made", "") == weights_hash(order.name) != ""
     trace = None if minutes is None else Trace(minutes, record.get("origin"), saved)
     return Wanted(order.name, order.needs, schedule.minutes, origin, trace)
@@ -224,18 +220,17 @@ def train(order: Order, say: Callable[[str], object] = print) -> None:
             "or --all for everything in its order."
         )
     _clear(order, wanted, say)
-    _write(order.run / "record.json", {"origin": wanted.origin})
+    write_record(order.run, {"origin": wanted.origin})
     if launch(order):
         raise CapriccioError(f"{order.name} stopped before its end; the same command goes on from {order.run}.")
-    _write(order.run / "record.json", {"origin": wanted.origin, "made": weights_hash(order.name)})
+    write_record(order.run, {"origin": wanted.origin, "made": weights_hash(order.name)})
 
 
 def _clear(order: Order, wanted: Wanted, say: Callable[[str], object]) -> None:
     """Put out of the way what does not belong to what is wanted, and tell of what may not."""
     step = judge(wanted)
     if step.state is State.stale:
-        aside = next(place for place in (Path(f"{order.run}.old{n}") for n in count(1)) if not place.exists())
-        order.run.rename(aside)
+        aside = set_aside(order.run)
         say(f"{order.name} begins anew, for {step.reason}; what was learned before is set aside in {aside}.")
     elif wanted.trace is not None and wanted.trace.origin is None:
         say(f"{order.run} does not say what it began from; it is taken to be what is asked for, and goes on.")
@@ -245,24 +240,13 @@ def _clear(order: Order, wanted: Wanted, say: Callable[[str], object]) -> None:
 
 def _clear_gallery(folder: Path, origin: Origin, say: Callable[[str], object]) -> None:
     """Remove a gallery that another VAE has encoded; it is drawn again from its seed."""
-    then = _read(folder / "record.json").get("origin")
+    then = read_record(folder).get("origin")
     if folder.exists() and then is None:
         say(f"{folder} does not say which vae encoded it; it is taken to be the present one (if not, remove it).")
     elif differences(then, origin, ("vae",)):
         say(f"The gallery in {folder} was encoded by another vae; it is drawn and encoded anew.")
         shutil.rmtree(folder)
-    _write(folder / "record.json", {"origin": origin})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(scratch, path)
+    write_record(folder, {"origin": origin})
 
 
 def launch(order: Order) -> int:
@@ -272,14 +256,7 @@ def launch(order: Order) -> int:
         Cancelled: When interrupted, after the worker has written its checkpoint.
     """
     processes = 1 if order.budget == "gpu" else os.cpu_count() or 1
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "capriccio.recipes.miniature", order.written()]
-    worker = subprocess.Popen(command, env=THRIFT | os.environ, stdout=sys.stderr)
-    try:
-        return worker.wait()
-    except KeyboardInterrupt:
-        worker.wait()  # the terminal has interrupted the worker as well: it writes its checkpoint
-        raise Cancelled(f"Stopped; the same command goes on from {order.run}.") from None
+    return launch_worker("capriccio.recipes.miniature", order.written(), processes, order.run)
 
 
 def make_task(order: Order) -> Any:
@@ -296,7 +273,7 @@ def make_task(order: Order) -> Any:
         "runs": order.runs,
         "start": order.start,
         "content": order.content,
-        "rank": int(os.environ.get("RANK", 0)),
+        "rank": rank(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
     task = kind(**{key: value for key, value in given.items() if key in accepted})
@@ -307,7 +284,6 @@ def make_task(order: Order) -> Any:
 
 def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) -> str:
     """The card of a trained model, in Markdown."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     lines = [
         f"# Miniature: {order.name}",
         "",
@@ -318,7 +294,7 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         f"--minutes {task.schedule.minutes:g}{f' --content {order.content}' if order.content else ''}`"
         f"{', going on from earlier weights' if order.start else ''}.",
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
-        f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit.strip() or 'unknown'}.",
+        f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit()}.",
         "- Licence: Apache-2.0.",
         "",
         "| held-out figure | value | floor | aim |",
@@ -332,19 +308,18 @@ def carry_out(order: Order) -> None:
     """Train, save, measure: the worker's whole job (every process runs it; the first one writes)."""
     import torch
 
-    from capriccio.training.trainer import fit, write_rows
+    from capriccio.training.trainer import fit, steps_learned, write_rows
 
     torch.set_num_threads(1 if order.budget == "cpu" else 8)
     task = make_task(order)
     model = fit(task, order.run)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if rank() == 0:
         replace_folder(order.folder, lambda scratch: task.save(model, scratch))
         model.float()
         rows = task.measure(model)
         write_rows(rows, order.folder / "metrics.json")
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        last = (order.run / "log.jsonl").read_text().splitlines()[-1]
-        (order.folder / "README.md").write_text(card(order, task, parameters, json.loads(last)["step"], rows))
+        (order.folder / "README.md").write_text(card(order, task, parameters, steps_learned(order.run) or 0, rows))
         illustrate(order.name)
 
 
@@ -358,19 +333,6 @@ def illustrate(name: str) -> None:
     text = place.read_text()
     if line not in text:
         place.write_text(f"{text}\n{line}")
-
-
-def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Put what ``write`` leaves in a scratch folder into the place of ``folder``: nothing old stays, nothing half."""
-    scratch, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    write(scratch)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -127,13 +127,18 @@ class GalleryTask(Visitor):
         return {}
 
 
-def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
+def save_halved(pipe: DiffusionPipeline, folder: Path, largest: str = "15MB") -> None:
     """Save a pipeline in half precision, such that a plain ``from_pretrained(folder)`` gives single precision.
 
     diffusers loads its own parts in single precision, transformers in the precision that their configuration names:
     left alone, a CPU would be asked to multiply one with the other.
+
+    Args:
+        pipe: Is in half precision afterwards.
+        folder: Made if absent.
+        largest: File of weights, beyond which they are divided; small for a repository.
     """
-    pipe.to(torch.float16).save_pretrained(folder, max_shard_size="15MB")
+    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=largest)
     for place in folder.glob("text_encoder*/config.json"):
         config = json.loads(place.read_text()) | {"dtype": "float32"}
         place.write_text(json.dumps(config, indent=2) + "\n")

@@ -15,21 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import CLIPTextModel
 
 from capriccio import assets
 from capriccio.evaluation import targets
-from capriccio.objectives import diffused, noise_weight
-from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
+from capriccio.objectives import noise_weight
+from capriccio.recipes.diffusion import noised, seen
+from capriccio.recipes.gallery import CELL, Pictures, Wing
 from capriccio.recipes.masks import random_mask, thing_mask
 from capriccio.recipes.painting import (
     INKS,
@@ -189,10 +184,7 @@ class SDTask(GalleryTask):
 
     def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, their noise, and the times (B,) of a batch."""
-        latents = batch["latents"]
-        times = torch.randint(0, len(self.alphas), (len(latents),), generator=rng)
-        noise = torch.randn(latents.shape, generator=rng).to(latents.device)
-        return diffused(latents, noise, self.alphas[times].to(latents.device)), noise, times.to(latents.device)
+        return noised(batch["latents"], self.alphas, rng)
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """What the U-Net is given: the noisy latents."""
@@ -247,9 +239,7 @@ class SDInpaintTask(SDTask):
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """Noisy latents, the mask at latent size, and the latents of the picture with masked pixels mid-grey."""
-        mask = batch["mask"]
-        known = encode(self.vae.to(noisy.device), batch["pixels"] * (mask < 0.5))
-        return torch.cat([noisy, F.interpolate(mask, size=noisy.shape[-2:]), known], dim=1)
+        return seen(self.vae.to(noisy.device), noisy, batch["pixels"], batch["mask"])
 
     def save(self, model: nn.Module, folder: Path) -> None:
         # The U-Net alone: everything else is the same as beside the model that paints from text.

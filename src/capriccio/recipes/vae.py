@@ -138,7 +138,7 @@ class VAETask:
     budget: str = "cpu"
     rank: int = 0
     processes: int = 1
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, warmup=60, decay=0.5, half=False))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, warmup=60, decay=0.5, precision="no"))
     name: str = "vae"
 
     def models(self) -> nn.Module:
@@ -186,7 +186,9 @@ class DecoderTask(VAETask):
     """Go on with the decoder of a finished autoencoder, the committed one by default."""
 
     start: Path | None = None
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=10, warmup=60, decay=0.7, seed=4, half=False))
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(minutes=10, warmup=60, decay=0.7, seed=4, precision="no")
+    )
 
     def models(self) -> nn.Module:
         start = self.start or assets.path("miniature/vae")

@@ -1,0 +1,44 @@
+"""What a model of the Stable Diffusion family learns from: noisy latents, and what its inpainting model is shown."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from capriccio.objectives import diffused
+from capriccio.recipes.gallery import encode
+
+
+def noised(latents: Tensor, alphas: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return noisy latents, their noise, and the times (B,) of a batch.
+
+    Args:
+        latents: (B, C, h, w), scaled.
+        alphas: (T,), the share of the picture's variance that is left at each time.
+        rng: Draws times and noise, on the CPU.
+    """
+    times = torch.randint(0, len(alphas), (len(latents),), generator=rng)
+    noise = torch.randn(latents.shape, generator=rng).to(latents.device)
+    return diffused(latents, noise, alphas[times].to(latents.device)), noise, times.to(latents.device)
+
+
+def seen(vae: AutoencoderKL, noisy: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
+    """Return what an inpainting U-Net is given, (B, 2 C + 1, h, w): latents, mask, and the known part of the picture.
+
+    Args:
+        vae: Encodes the picture with its masked pixels mid-grey.
+        noisy: Latents (B, C, h, w).
+        pixels: (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W), 1 where it paints.
+    """
+    known = encode(vae, pixels * (mask < 0.5))
+    return torch.cat([noisy, F.interpolate(mask, size=noisy.shape[-2:]), known], dim=1)
+
+
+def as_inpainting(pipe: object, unet: UNet2DConditionModel) -> StableDiffusionInpaintPipeline:
+    """Return an inpainting pipeline of a pipeline's parts, around another U-Net."""
+    none = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    parts = {**pipe.components, **none, "unet": unet}  # type: ignore[attr-defined]
+    return StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
