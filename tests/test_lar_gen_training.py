@@ -22,11 +22,11 @@ from capriccio.collect import collect_quadruplets
 from capriccio.errors import Cancelled, CapriccioError
 from capriccio.evaluation.sheets import to_images
 from capriccio.modules.lar_gen import Eye, LarGen
-from capriccio.recipes import lar_gen_training
-from capriccio.recipes.lar_gen_recipe import Recipe
-from capriccio.recipes.lar_gen_shards import ShardTask, adapter_file, hidden, open_eye, save_eye
-from capriccio.recipes.lar_gen_stages import ASSIGN, DROPOUT, REFINE, STAGES
-from capriccio.recipes.lar_gen_training import NAMES, Training, train, trainings
+from capriccio.recipes.lar_gen import training as lar_gen_training
+from capriccio.recipes.lar_gen.recipe import Recipe
+from capriccio.recipes.lar_gen.shards import ShardTask, adapter_file, hidden, open_eye, save_eye
+from capriccio.recipes.lar_gen.stages import ASSIGN, DROPOUT, REFINE, STAGES
+from capriccio.recipes.lar_gen.training import NAMES, Training, train, trainings
 from capriccio.training.trainer import LOG, minutes_learned, read_table, steps_learned
 from capriccio.world.draw import draw
 from capriccio.world.graph import sample_scene
@@ -260,7 +260,7 @@ def test_several_processes_are_a_worker(recipe: Recipe, tmp_path: Path, monkeypa
     with pytest.raises(CapriccioError, match="the same command goes on"):
         train(training)
     module, order, processes, place = found[0]
-    assert (module, processes, place) == ("capriccio.recipes.lar_gen_training", 2, tmp_path / "assign")
+    assert (module, processes, place) == ("capriccio.recipes.lar_gen.training", 2, tmp_path / "assign")
     assert Training.read(order) == training
 
 

@@ -40,7 +40,6 @@ from capriccio.recipes import (
     flux,
     gallery,
     inpainting,
-    lar_gen,
     masks,
     miniature,
     painting,
@@ -49,6 +48,7 @@ from capriccio.recipes import (
     vae,
 )
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
+from capriccio.recipes.lar_gen import miniature as lar_gen
 from capriccio.recipes.reader import IGNORED, indices
 from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio

@@ -812,7 +812,7 @@ def train_lar_gen(
     A training that was stopped goes on with the same command; what began from something else is set aside. Each stage
     ends with a folder of weights and a card that says how to open it.
     """
-    from capriccio.recipes import lar_gen_training as lar_gen
+    from capriccio.recipes.lar_gen import training as lar_gen
 
     asked = lar_gen.trainings(recipe, out, stage)
     steps, parts = lar_gen.plan(asked), asked[0].recipe.parts

@@ -61,8 +61,8 @@ FAMILY = {
     "controlnet-keypoints": Member("control.KeypointsTask", needs=("vae", "clip"), base="flux"),
     "sd": Member("sd.SDTask", needs=("vae", "clip")),
     "sd-inpaint": Member("sd.SDInpaintTask", needs=("vae", "clip"), base="sd"),
-    "lar-gen-assign": Member("lar_gen.AssignTask", needs=("vae", "clip"), base="sd-inpaint"),
-    "lar-gen": Member("lar_gen.RefineTask", needs=("vae", "clip", "sd", "sd-inpaint"), base="lar-gen-assign"),
+    "lar-gen-assign": Member("lar_gen.miniature.AssignTask", needs=("vae", "clip"), base="sd-inpaint"),
+    "lar-gen": Member("lar_gen.miniature.RefineTask", needs=("vae", "clip", "sd", "sd-inpaint"), base="lar-gen-assign"),
 }
 ORDER = in_order(FAMILY)
 """The names of the family, each behind all that it needs."""
@@ -261,7 +261,7 @@ def launch(order: Order) -> int:
 
 def make_task(order: Order) -> Any:
     """The task of an order, with what it asks for."""
-    module, name = FAMILY[order.name].task.split(".")
+    module, name = FAMILY[order.name].task.rsplit(".", 1)
     kind: Callable[..., Any] = getattr(import_module(f"capriccio.recipes.{module}"), name)
     accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if order.start is not None and "start" not in accepted:

@@ -22,7 +22,7 @@ from typing import Any
 from capriccio.collect.shards import Quadruplets
 from capriccio.errors import Cancelled, CapriccioError, nearest
 from capriccio.recipes.family import State, Step, Trace, Wanted, judge, plan_family
-from capriccio.recipes.lar_gen_recipe import Recipe
+from capriccio.recipes.lar_gen.recipe import Recipe
 from capriccio.recipes.runs import commit, launch_worker, rank, read_record, replace_folder, set_aside, write_record
 
 NAMES = ("assign", "refine")
@@ -157,8 +157,8 @@ def _work(training: Training) -> None:
 
 def carry_out(training: Training) -> None:
     """Train and save: the worker's whole job (every process runs it; the first one writes)."""
-    from capriccio.recipes.lar_gen_shards import ShardTask
-    from capriccio.recipes.lar_gen_stages import STAGES
+    from capriccio.recipes.lar_gen.shards import ShardTask
+    from capriccio.recipes.lar_gen.stages import STAGES
     from capriccio.training.trainer import fit
 
     before = None if training.before is None else training.before.weights

@@ -3,7 +3,7 @@
 Pairs of the gallery teach it: the subject of one panel, alone on white, is painted into the other panel, whose caption
 may say little of it. So it meets another view of the subject, in another state, than the one it is to paint, where the
 paper cuts the subject out of the very picture. What the stages are, and what they learn by, is in
-`capriccio.recipes.lar_gen_stages`, which the training at paper scale shares.
+`capriccio.recipes.lar_gen.stages`, which the training at paper scale shares.
 
 Two differences from the paper: the resampler is learned too, for the miniature has no IP-Adapter to take it from; and
 the inpainting model stays as it is, so that the same one paints with and without LAR-Gen.
@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from capriccio import assets
 from capriccio.methods.lar_gen import NAME, RIM
 from capriccio.modules.lar_gen import Eye, LarGen
-from capriccio.recipes.lar_gen_stages import ASSIGN, DROPOUT, REFINE, Stage, assigned, nothing, stage_loss
+from capriccio.recipes.lar_gen.stages import ASSIGN, DROPOUT, REFINE, Stage, assigned, nothing, stage_loss
 from capriccio.recipes.masks import box_around
 from capriccio.recipes.sd import FACTOR, SDInpaintTask
 from capriccio.training.optimisers import muon_and_adamw

@@ -37,8 +37,8 @@ from capriccio.modules.lar_gen import Eye, LarGen, encoder_in
 from capriccio.pictures import fit
 from capriccio.recipes.diffusion import as_inpainting, noised, seen
 from capriccio.recipes.gallery import encode
-from capriccio.recipes.lar_gen_recipe import Recipe
-from capriccio.recipes.lar_gen_stages import ASSIGN, Stage, assigned, nothing, stage_loss
+from capriccio.recipes.lar_gen.recipe import Recipe
+from capriccio.recipes.lar_gen.stages import ASSIGN, Stage, assigned, nothing, stage_loss
 from capriccio.recipes.masks import box_around
 from capriccio.recipes.painting import save_halved
 from capriccio.recipes.sd import widen
