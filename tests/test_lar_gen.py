@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -242,6 +243,33 @@ def test_the_file_of_assign_is_an_ip_adapter_plus(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(states).reshape(2, 16, -1), ours(states), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_plain_ip_adapter_is_assign_too(
+    tmp_path: Path, kind: str, mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    """Four tokens of a picture's embedding; nobody is a zero embedding; plain diffusers reads what is saved again."""
+    studio = open_studio(refine=False, kind=kind)
+    backbone, module = studio.backbone, studio.backbone.modules["lar-gen"]
+    width = backbone.fill.config.cross_attention_dim
+    module.resampler = ImageProjection(module.eye.embedding_width, width, 4)
+    module.save(tmp_path)
+    again = LarGen.load(tmp_path, backbone.fill, None, tiny.eye())
+    backbone.modules["lar-gen"] = again
+    pixels = torch.rand(2, 3, 20, 20) * 2 - 1
+    embedding = again.eye.features(pixels)[2]
+    torch.testing.assert_close(again.assign(pixels).states, again.resampler(embedding))
+    torch.testing.assert_close(again.nobody(1).states, again.resampler(torch.zeros_like(embedding[:1])))
+    assert again.queries == 4
+    plan = studio.plan(scene(mug, picture, spot))
+    assert "4 tokens of the mug" in str(plan)
+    weak, strong = (studio.paint(scene(mug, picture, spot, beta=b)).images[0] for b in (0, 1))
+    assert (array(weak) != array(strong)).any()
+    own = tiny.stable_diffusion(kind).unet
+    own._load_ip_adapter_weights([ip_adapter.read(tmp_path / "ip_adapter.safetensors")])
+    loaded = own.encoder_hid_proj.image_projection_layers[0]
+    torch.testing.assert_close(loaded(embedding), again.resampler(embedding), rtol=1e-2, atol=1e-2)
+
+
 def test_a_bin_file_is_read_as_well(tmp_path: Path, studio: Studio) -> None:
     studio.backbone.modules["lar-gen"].save(tmp_path)
     flat = load_file(tmp_path / "ip_adapter.safetensors")
@@ -274,7 +302,7 @@ def test_files_that_do_not_fit_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(CapriccioError, match="could not be read"):
         LarGen.load(tmp_path, backbone.fill, backbone.base, tiny.eye())
     torch.save({"image_proj": {"proj.weight": torch.ones(2)}, "ip_adapter": {"1.x": torch.ones(1)}}, tmp_path / "a.bin")
-    with pytest.raises(CapriccioError, match="no resampler"):
+    with pytest.raises(CapriccioError, match="neither a plain one nor of the Plus kind"):
         LarGen.load(tmp_path / "a.bin", backbone.fill, backbone.base, tiny.eye())
     backbone.modules["lar-gen"].save(tmp_path)
     other = tiny.stable_diffusion("sdxl").unet

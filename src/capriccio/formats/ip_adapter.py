@@ -1,4 +1,6 @@
-"""The published layout of IP-Adapter-Plus files: a resampler of picture features, and keys and values for each layer.
+"""The published layout of IP-Adapter files: a projection of picture features, and keys and values for each layer.
+
+The projection is a resampler of all features in the Plus kind, and one layer on a picture's embedding in the plain one.
 
 Two groups of weights, ``image_proj`` and ``ip_adapter`` (a dictionary of two in ``.bin`` files, prefixes in
 safetensors). The layers are counted by twos from 1, for the original counted self-attention too: down, then up, then
@@ -10,11 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from capriccio.errors import CapriccioError
 from capriccio.formats import tensors
 from capriccio.formats.tensors import State
 
+Projection: TypeAlias = IPAdapterPlusImageProjection | ImageProjection
 GROUPS = ("image_proj", "ip_adapter")
 _NAMES = (  # of a layer: diffusers, published
     (r"\.ln0\.", ".0.norm1."),
@@ -64,36 +67,39 @@ def _group(loaded: Mapping[str, Any], group: str) -> State:
     return {k.removeprefix(f"{group}."): value for k, value in loaded.items() if k.startswith(f"{group}.")}
 
 
-def resampler_of(state: Mapping[str, Tensor]) -> IPAdapterPlusImageProjection:
-    """Return the resampler of an IP-Adapter-Plus, by diffusers' own conversion.
+def projection_of(state: Mapping[str, Tensor]) -> Projection:
+    """Return what makes tokens of CLIP's features, by diffusers' own conversion: a resampler (Plus), or one layer.
 
     Raises:
-        CapriccioError: If the adapter is of another kind (without a resampler), or incomplete.
+        CapriccioError: If the adapter is of another kind (Full, FaceID), or incomplete.
     """
-    if "latents" not in state or "proj_in.weight" not in state:
+    if not any({*names} <= state.keys() for names in (("latents", "proj_in.weight"), ("proj.weight", "norm.weight"))):
         raise CapriccioError(
-            "The IP-Adapter has no resampler of picture features (it is not of the Plus kind); give an IP-Adapter-Plus."
+            "The IP-Adapter is neither a plain one nor of the Plus kind (it has no resampler of picture features and "
+            "no projection of a picture's embedding); give an IP-Adapter or an IP-Adapter-Plus."
         )
     try:
         convert: Any = UNet2DConditionModel._convert_ip_adapter_image_proj_to_diffusers
         return convert(None, dict(state), low_cpu_mem_usage=False)
     except (RuntimeError, KeyError) as error:
         raise CapriccioError(
-            f"The resampler of the IP-Adapter is incomplete ({str(error).splitlines()[0]}); give a whole file."
+            f"The image_proj of the IP-Adapter is incomplete ({str(error).splitlines()[0]}); give a whole file."
         ) from None
 
 
-def published(resampler: IPAdapterPlusImageProjection, to_k: Sequence[nn.Linear], to_v: Sequence[nn.Linear]) -> State:
-    """Return the weights of a safetensors file that any reader of IP-Adapter-Plus loads.
+def published(projection: Projection, to_k: Sequence[nn.Linear], to_v: Sequence[nn.Linear]) -> State:
+    """Return the weights of a safetensors file that any reader of IP-Adapters loads.
 
     Args:
-        resampler: Of picture features.
+        projection: Of picture features.
         to_k: Keys of each layer with cross-attention, in the order of diffusers' modules.
         to_v: Values, in the same way.
     """
-    state, result = resampler.state_dict(), {}
+    state, result = projection.state_dict(), {}
     for key, value in state.items():
-        if key.endswith("attn.to_k.weight"):
+        if isinstance(projection, ImageProjection):
+            result[key.replace("image_embeds", "proj")] = value
+        elif key.endswith("attn.to_k.weight"):
             joined = torch.cat([value, state[key.replace("to_k", "to_v")]])
             result[key.replace(".attn.to_k.", ".0.to_kv.")] = joined
         elif not key.endswith("attn.to_v.weight"):

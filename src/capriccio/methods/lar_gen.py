@@ -48,7 +48,7 @@ from capriccio.backbones.unet import UNetBackbone, network_flops
 from capriccio.canvas import on_colour, opaque, to_pixels
 from capriccio.draft import Draft, Method, Preparation, Supply, paint_into
 from capriccio.errors import CapriccioError
-from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder, encoder_in
+from capriccio.modules.lar_gen import Eye, LarGen, decoder, encoder_in
 from capriccio.phases import POSITIVE
 from capriccio.pictures import fit, open_mask, open_picture
 from capriccio.references import subject_mask
@@ -152,8 +152,8 @@ def _module(backbone: Backbone) -> tuple[UNetBackbone, LarGen]:
     module = backbone.modules.get(NAME)
     if not isinstance(module, LarGen):
         raise CapriccioError(
-            f"Nothing of LAR-Gen is loaded into {backbone.name!r}; open it with modules={{'lar-gen': folder}} (an "
-            "IP-Adapter-Plus file of the same model will do for Assign), or choose another method."
+            f"Nothing of LAR-Gen is loaded into {backbone.name!r}; open it with modules={{'lar-gen': folder}} (the "
+            "file of an IP-Adapter of the same model will do for Assign), or choose another method."
         )
     return backbone, module
 
@@ -168,16 +168,15 @@ def _seen(draft: Draft, subject: Subject, backbone: UNetBackbone, module: LarGen
 
     @torch.no_grad()
     def look(alone: Image.Image) -> Assign:
-        pixels = to_pixels(alone).to(backbone.device)
-        return Assign(module.assign(pixels), module.assign(module.eye.nothing.expand_as(pixels)))
+        return Assign(module.assign(to_pixels(alone).to(backbone.device)), module.nobody(1))
 
     own = draft.backbone.defaults.own
     alone = Preparation(f"{name}.alone", "picture", f"the {name} alone on white", lambda: _alone(subject, own))
-    says = f"{QUERIES} tokens of the {name}, by CLIP and a resampler"
+    says = f"{module.queries} tokens of the {name}, by CLIP and what the adapter makes of it"
     return replace(
         draft.add(alone, Preparation(bank, "source", says, look, (alone.name,))),
         program=draft.program + AttentionProgram((Bank(bank, "image", "own", beta, Scope(CROSS)),)),
-        supplies=(*draft.supplies, Supply(bank, QUERIES, bank)),
+        supplies=(*draft.supplies, Supply(bank, module.queries, bank)),
     )
 
 
@@ -231,7 +230,7 @@ def load(source: Path, backbone: Backbone) -> LarGen:
 
     Args:
         source: A folder that `LarGen.save` wrote; the authors' release (`capriccio.formats.largen`), the folder or its
-            checkpoint; or a file of an IP-Adapter-Plus with an ``image_encoder`` beside it.
+            checkpoint; or the file of an IP-Adapter with an ``image_encoder`` beside it.
         backbone: Of the U-Net family.
 
     Raises:

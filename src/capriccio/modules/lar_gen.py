@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ from capriccio.attention import (
 )
 from capriccio.errors import CapriccioError
 from capriccio.formats import ip_adapter, largen, tensors
+from capriccio.formats.ip_adapter import Projection
 from capriccio.objectives import diffused
 
 ASSIGN_FILE, REFINE_FILE = "ip_adapter.safetensors", "refine.safetensors"
@@ -102,6 +103,11 @@ class Eye(nn.Module):
         return self.encoder.config.hidden_size
 
     @property
+    def embedding_width(self) -> int:
+        """Channels of its embedding of a whole picture."""
+        return self.encoder.config.projection_dim
+
+    @property
     def nothing(self) -> Tensor:
         """Pixels (3, 1, 1) that are zeros to CLIP: what it is shown where there is no subject, as IP-Adapter does."""
         return 2 * self.mean - 1
@@ -112,8 +118,8 @@ class Eye(nn.Module):
         return (self.encoder.config.image_size // self.encoder.config.patch_size) ** 2 + 1
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features (B, T, C) of the last layer but one, and of the last.
+    def features(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features (B, T, C) of the last layer but one, of the last, and the embedding (B, E) of the whole.
 
         Args:
             pixels: (B, 3, H, W) in [-1, 1], square.
@@ -122,7 +128,7 @@ class Eye(nn.Module):
         sized = interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
         given = ((sized + 1) / 2 - self.mean) / self.std
         found = self.encoder(given.to(self.encoder.dtype), output_hidden_states=True)
-        return found.hidden_states[-2], found.last_hidden_state
+        return found.hidden_states[-2], found.last_hidden_state, found.image_embeds
 
 
 class LarGen(nn.Module):
@@ -130,7 +136,7 @@ class LarGen(nn.Module):
 
     Args:
         eye: What it sees subjects with.
-        resampler: Features (B, T, C) to tokens (B, 16, D).
+        resampler: Features (B, T, C) to tokens (B, 16, D); of a plain IP-Adapter, the embedding (B, E) to (B, 4, D).
         to_k: For each layer of cross-attention, keys of those tokens.
         to_v: Values.
         layers: Names of those layers, in order.
@@ -141,7 +147,7 @@ class LarGen(nn.Module):
     def __init__(
         self,
         eye: Eye,
-        resampler: IPAdapterPlusImageProjection,
+        resampler: Projection,
         to_k: Sequence[nn.Linear],
         to_v: Sequence[nn.Linear],
         layers: Sequence[str],
@@ -177,15 +183,31 @@ class LarGen(nn.Module):
         self.refine = copy.deepcopy(unet)
         self.detail = nn.Linear(self.eye.width, unet.config.cross_attention_dim)
 
+    @property
+    def queries(self) -> int:
+        """How many tokens a subject becomes."""
+        one = self.resampler
+        return one.num_image_text_embeds if isinstance(one, ImageProjection) else one.latents.shape[1]
+
     # --- what banks hold ---
 
     def assign(self, pixels: Tensor) -> Tokens:
         """Return what the layers of cross-attention see of subjects (B, 3, H, W) in [-1, 1], or of `Eye.nothing`."""
-        features = self.eye.features(pixels)[0]
-        return self.tokens(self.resampler(features.to(self.resampler.latents.dtype)))
+        features, _, embedding = self.eye.features(pixels)
+        seen = embedding if isinstance(self.resampler, ImageProjection) else features
+        return self.tokens(self.resampler(seen.to(next(self.resampler.parameters()).dtype)))
+
+    def nobody(self, rows: int) -> Tokens:
+        """Return what those layers see where there is no subject, as IP-Adapter does: of zeros, given to CLIP, or of a
+        zero embedding."""
+        if isinstance(self.resampler, ImageProjection):
+            weight = self.resampler.image_embeds.weight
+            return self.tokens(self.resampler(weight.new_zeros(rows, weight.shape[1])))
+        side = self.eye.encoder.config.image_size
+        return self.assign(self.eye.nothing.expand(rows, 3, side, side))
 
     def tokens(self, tokens: Tensor) -> Tokens:
-        """Return tokens (B, 16, D) with the projections of every layer."""
+        """Return tokens (B, T, D) with the projections of every layer."""
         to_k, to_v = (dict(zip(self.layers, made, strict=True)) for made in (self.to_k, self.to_v))
         return Tokens(tokens, to_k, to_v)
 
@@ -237,7 +259,7 @@ class LarGen(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, unet: UNet2DConditionModel, base: UNet2DConditionModel | None, eye: Eye) -> LarGen:
-        """Load what `save` wrote, or the file of any IP-Adapter-Plus that fits.
+        """Load what `save` wrote, or the file of any IP-Adapter, plain or Plus, that fits.
 
         Args:
             folder: With ``ip_adapter.safetensors``, or the authors' release (`capriccio.formats.largen`); or a file
@@ -251,7 +273,7 @@ class LarGen(nn.Module):
         """
         names = [layer.name for layer in crossings(unet)]
         state = _assign(folder, unet, names)
-        resampler = ip_adapter.resampler_of(state["image_proj"])
+        resampler = ip_adapter.projection_of(state["image_proj"])
         to_k, to_v = (_linears(state["ip_adapter"], side, unet, names, folder) for side in ("to_k", "to_v"))
         _check_resampler(resampler, eye, unet, folder)
         whole = cls(eye, resampler, to_k, to_v, names)
@@ -337,11 +359,12 @@ def _assign(source: Path, unet: UNet2DConditionModel, names: Sequence[str]) -> d
     return ip_adapter.groups(loaded, path)
 
 
-def _check_resampler(
-    resampler: IPAdapterPlusImageProjection, eye: Eye, unet: UNet2DConditionModel, source: Path
-) -> None:
-    widths = resampler.proj_in.in_features, resampler.proj_out.out_features
-    expected = eye.width, unet.config.cross_attention_dim
+def _check_resampler(resampler: Projection, eye: Eye, unet: UNet2DConditionModel, source: Path) -> None:
+    if isinstance(resampler, ImageProjection):
+        widths, sees = (resampler.image_embeds.in_features, resampler.norm.normalized_shape[0]), eye.embedding_width
+    else:
+        widths, sees = (resampler.proj_in.in_features, resampler.proj_out.out_features), eye.width
+    expected = sees, unet.config.cross_attention_dim
     if widths != expected:
         raise CapriccioError(
             f"The resampler for {str(source)!r} makes tokens of width {widths[1]} from features of width {widths[0]}, "

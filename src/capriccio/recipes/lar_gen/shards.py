@@ -33,7 +33,7 @@ from capriccio.backbones.unet import UNetBackbone
 from capriccio.canvas import check_size, to_pixels, window
 from capriccio.collect.shards import Quadruplets
 from capriccio.errors import CapriccioError
-from capriccio.modules.lar_gen import Eye, LarGen, encoder_in
+from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, encoder_in
 from capriccio.pictures import fit
 from capriccio.recipes.diffusion import as_inpainting, noised, seen
 from capriccio.recipes.gallery import encode
@@ -125,6 +125,11 @@ class ShardTask:
         if self.recipe.adapter is None:
             return unet.requires_grad_(True), LarGen.new(unet, self.eye)
         module = LarGen.load(adapter_file(self.recipe.adapter), unet, None, self.eye)
+        if module.queries != QUERIES:
+            raise CapriccioError(
+                f"The adapter {self.recipe.adapter!r} makes {module.queries} tokens of a subject, but LAR-Gen begins "
+                f"from {QUERIES}; give an IP-Adapter-Plus."
+            )
         for side in (module.to_k, module.to_v):
             side.requires_grad_(True)
         return unet.requires_grad_(True), module

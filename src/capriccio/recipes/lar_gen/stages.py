@@ -27,7 +27,7 @@ from capriccio.attention import (
     layers_of,
 )
 from capriccio.methods.lar_gen import CROSS
-from capriccio.modules.lar_gen import QUERIES, Eye, LarGen, decoder, learns_in_refine
+from capriccio.modules.lar_gen import Eye, LarGen, decoder, learns_in_refine
 from capriccio.recipes.gallery import encode
 from capriccio.training.trainer import Batch
 from capriccio.world.tokenizers import CLIP_LENGTH
@@ -48,7 +48,7 @@ class Assigner(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, module: LarGen, beta: float, side: int) -> None:
         super().__init__()
         self.unet, self.module = unet, module
-        banks: dict[str, int | tuple[int, int]] = {"assign": QUERIES, "refine": (side, side)}
+        banks: dict[str, int | tuple[int, int]] = {"assign": module.queries, "refine": (side, side)}
         whole = {"image": np.ones((side, side), bool)}
         layout = PictureLayout(TokenLayout(CLIP_LENGTH), whole, (side, side), 1, banks=banks)
         program = AttentionProgram((Bank("assign", "image", "own", beta, Scope(CROSS)), *self.more()))
