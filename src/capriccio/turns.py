@@ -69,7 +69,7 @@ def turns(scene: Scene) -> tuple[Turn, ...]:
         return (Turn("all of it", lambda _: scene),)
     subjects = {one.name: one for one in scene.conditions if isinstance(one, Subject)}
     regions = [one for one in scene.conditions if isinstance(one, Region)]
-    if any(isinstance(one, Edit) for one in scene.conditions):
+    if regions and any(isinstance(one, Edit) for one in scene.conditions):
         return _into_picture(scene, subjects, regions)
     layout = next((one for one in scene.conditions if isinstance(one, Layout)), None)
     if layout is not None and not regions:
