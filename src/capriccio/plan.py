@@ -269,7 +269,9 @@ def make_plan(scene: Scene, backbone: Backbone, methods: Mapping[str, Method]) -
     scene = settled(scene)
     first, *others = turns(scene)
     if not others:
-        return replace(_plan_one(first.scene(None), backbone, methods), scene=scene)
+        asked = first.scene(None)
+        plan = _plan_one(asked, backbone, methods)
+        return plan if asked is scene else replace(plan, scene=scene)
     plans: list[Plan] = []
     for number, turn in enumerate((first, *others), 1):
         try:
