@@ -28,6 +28,7 @@ from capriccio.world.controls import CONTROLS, control_pictures
 from capriccio.world.draw import Drawing
 from capriccio.world.graph import SceneGraph, sample_scene
 from capriccio.world.whole import Picture, depict, describe, sample_picture, sample_sheet
+from capriccio.world.words import article
 
 COLUMNS = 8
 CONTENTS = ("objects", "objects", "people", "objects", "people", "objects", "garments", "solids")
@@ -205,28 +206,33 @@ def _box(mask: Tensor) -> Image.Image:
 
 
 def customised(name: str, refine: bool) -> Image.Image:
-    """Held-out subjects, the pictures they are to stand in, and what LAR-Gen of the miniature makes of both."""
+    """Held-out subjects, the pictures they are to stand in, and what LAR-Gen of the miniature makes of both.
+
+    Of a subject the sentence says no more than what kind of thing it is.
+    """
     rng = np.random.default_rng(16)
-    subjects, places = (depict([_alone(rng) for _ in range(COLUMNS)]) for _ in range(2))
-    cuts = zip(to_images(subjects.pixels), _masks(subjects), strict=True)
-    alone = [on_colour(picture, mask) for picture, mask in cuts]
-    pictures = to_images(places.pixels)
-    options = {"refine": refine}
+    subjects, places = ([_alone(rng) for _ in range(COLUMNS)] for _ in range(2))
+    given, there = depict(subjects), depict(places)
+    pictures, masks, sources = to_images(given.pixels), _masks(given), to_images(there.pixels)
+    kinds = [scene.things[0].identity.kind for scene in subjects]
     asked = [
         Scene(
-            "the {subject}",
+            f"{article(kind)} {{{kind}}}",
             [
-                Subject(subject, name="subject", by="lar-gen", remove_background=False, options=options),
-                Edit(picture, _box(mask.any(0))),
+                Subject(picture, name=kind, mask=mask, by="lar-gen", options={"refine": refine}),
+                Edit(source, _box(hole.any(0))),
             ],
             seed=seed,
             true_cfg_scale=GUIDANCE,
         )
-        for seed, (subject, picture, mask) in enumerate(zip(alone, pictures, places.subjects, strict=True))
+        for seed, (kind, picture, mask, source, hole) in enumerate(
+            zip(kinds, pictures, masks, sources, there.subjects, strict=True)
+        )
     ]
     studio = Studio.open("miniature-sd", modules={"lar-gen": assets.path(f"miniature/{name}")})
     painted = [painting.images[0] for painting in studio.paint_all(asked)]
-    return grid([*alone, *pictures, *painted], COLUMNS)
+    alone = [on_colour(picture, mask) for picture, mask in zip(pictures, masks, strict=True)]
+    return grid([*alone, *sources, *painted], COLUMNS)
 
 
 def _masks(drawing: Drawing) -> list[Image.Image]:
