@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "template": "two pictures of {subject}: {prompt}",
     },
     "inpainting": {"engine": "hold", "control_scale": 0.5},
-    "lar-gen": {"beta": 1.0, "refine": False, "engine": "hold"},
+    "lar-gen": {"beta": 1.0, "refine": False, "engine": "hold", "hold": True},
     "lar-gen-panel": {
         "reference_weight": 3.0,
         "engine": "hold",

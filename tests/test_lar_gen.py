@@ -146,6 +146,20 @@ def test_models_are_left_as_they_were(studio: Studio, mug: Subject, picture: Ima
         assert [id(one) for one in found] == [id(one) for one in was]
 
 
+def test_known_latents_are_held_as_well(studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
+    """Eq. 3 beside Eqs. 1 and 2: whatever the seed, what is known ends as what it is."""
+    read, held = (scene(mug, picture, spot, hold=hold).but(seeds=(1, 2)) for hold in (False, True))
+    paintings = [studio.paint(one) for one in (read, held)]
+    assert paintings[0].plan.batch_key != paintings[1].plan.batch_key
+    assert "known latents are held on their path as well" in str(paintings[1].plan)
+    assert "known latents" not in str(paintings[0].plan)
+    known = array(spot.resize(paintings[0].canvases[0].size)) < 128
+    loose, tight = (np.abs(np.subtract(*map(array, one.canvases)))[known].mean() for one in paintings)
+    assert tight < loose / 2
+    with pytest.raises(CapriccioError, match="has no effect with the engine 'hold'"):
+        studio.plan(scene(mug, picture, spot, hold=True, engine="hold"))
+
+
 def test_it_is_chosen_where_it_is_loaded(mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
     without = open_studio(loaded=False)
     assert without.plan(scene(mug, picture, spot)).method.name == "diptych"

@@ -121,6 +121,7 @@ class Draft:
         picture: Where on the canvas the picture lies that is asked for; all of it if ``None``.
         engine: How the known part of the canvas is kept, if there is one.
         control_scale: Strength of an inpainting ControlNet.
+        held: Whether known latents are held on their path as well, beside what the engine shows of them.
         strength: How far the canvas is changed: 1 paints it from noise, less starts from the canvas, noised.
         groups: Named groups of image tokens, by the region of the canvas that they cover.
         regions: For each region that has a name, what its groups are called after ``image:`` and ``text:``; a LoRA can
@@ -144,6 +145,7 @@ class Draft:
     picture: Box | None = None
     engine: str | None = None
     control_scale: float = 1.0
+    held: bool = False
     strength: float = 1.0
     groups: Mapping[str, Mask] = field(default_factory=dict)
     regions: Mapping[str, str] = field(default_factory=dict)

@@ -19,8 +19,8 @@ from PIL import Image
 
 from capriccio import controls, text
 from capriccio.attention import CompiledProgram, Layout
-from capriccio.backbones.base import Backbone, Steering
-from capriccio.canvas import Canvas, opaque, window
+from capriccio.backbones.base import Backbone, Known, Steering
+from capriccio.canvas import Canvas, Mask, opaque, window
 from capriccio.draft import (
     CANVAS,
     KNOWN,
@@ -97,6 +97,7 @@ class Plan:
     canvas: Canvas
     engine: str | None
     control_scale: float
+    held: bool
     strength: float
     start: int
     num_steps: int
@@ -155,7 +156,7 @@ class Plan:
         attention = tuple(
             (steps, one.roles, one.lengths, one.compiled.program, named_groups(one.compiled)) for steps, one in passes
         )
-        numbers = (self.control_scale, self.strength, self.guidance_scale)
+        numbers = (self.control_scale, self.held, self.strength, self.guidance_scale)
         weights = (self.loras, tuple(self.regions.items()))
         collage = (self.collage, len(self.voices), self.supplies)
         own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.controls, *weights, *collage)
@@ -169,7 +170,7 @@ class Plan:
             "prepare": [f"{p.name} ({p.kind}): {p.says}" for p in self.preparations],
             "canvas": [
                 str(self.canvas),
-                _engine_words(self.engine, self.control_scale, self.strength),
+                _engine_words(self.engine, self.control_scale, self.strength, self.held),
                 *([_collage_words(self.collage)] if self.collage else []),
             ],
             "tokens": [str(self.layout)],
@@ -387,6 +388,7 @@ def _settle(draft: Draft, method: Method | None, options: Any) -> Plan:
         canvas=canvas,
         engine=draft.engine,
         control_scale=draft.control_scale,
+        held=draft.held,
         strength=draft.strength,
         start=start,
         num_steps=num_steps,
@@ -513,14 +515,16 @@ def _encoding(draft: Draft, prompts: Mapping[str, Prompt], passages: Sequence[Pr
         draft = draft.add(begin)
     if engine is None:
         return draft
-    known = Preparation(
-        KNOWN,
-        "latents",
-        f"encode what the engine {engine!r} keeps",
-        lambda canvas, paint: backbone.known(engine, canvas, paint),
-        (CANVAS, PAINT),
-    )
-    return draft.add(known)
+
+    def encode(canvas: Image.Image, paint: Mask) -> Known:
+        known = backbone.known(engine, canvas, paint)
+        if not draft.held:
+            return known
+        path = backbone.known("hold", canvas, paint)
+        return replace(known, latents=path.latents, keep=path.keep)
+
+    says = f"encode what the engine {engine!r} keeps{', and what is held' if draft.held else ''}"
+    return draft.add(Preparation(KNOWN, "latents", says, encode, (CANVAS, PAINT)))
 
 
 def _bound(function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
@@ -618,14 +622,19 @@ def _method_words(method: Method | None, options: Any) -> str:
     return f"{method.name}: {method.title}" + (f", {method.paper}" if method.paper else "") + f" ({settings})"
 
 
-def _engine_words(engine: str | None, control_scale: float, strength: float) -> str:
+def _engine_words(engine: str | None, control_scale: float, strength: float, held: bool) -> str:
+    held_too = "; known latents are held on their path as well" if held else ""
     start = "" if strength == 1 else f"; painting starts from the picture, noised, at strength {strength:g}"
-    return {
-        None: "all of it is painted" if start else "nothing is known; all of it is painted",
-        "controlnet": f"engine controlnet: the inpainting ControlNet at {control_scale:g} shows the known part",
-        "fill": "engine fill: the model reads the known part as input channels",
-        "hold": "engine hold: known latents are held on their path from the noise of the run, without training",
-    }[engine] + start
+    return (
+        {
+            None: "all of it is painted" if start else "nothing is known; all of it is painted",
+            "controlnet": f"engine controlnet: the inpainting ControlNet at {control_scale:g} shows the known part",
+            "fill": "engine fill: the model reads the known part as input channels",
+            "hold": "engine hold: known latents are held on their path from the noise of the run, without training",
+        }[engine]
+        + held_too
+        + start
+    )
 
 
 def _collage_words(collage: Collage) -> str:

@@ -67,11 +67,14 @@ class Options:
         beta: Weight of the subject's tokens; 0.3 as in the paper where there is a text, 1 where there is none.
         refine: Whether RefineNet helps; where it is loaded, if ``None``.
         engine: How the known part is kept; the best at hand if ``None``.
+        hold: Whether known latents are held on their path as well, beside what the inpainting model reads of them, as
+            in the paper (Eq. 3).
     """
 
     beta: float | None = None
     refine: bool | None = None
     engine: Literal["fill", "hold"] | None = None
+    hold: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,9 @@ def plan(draft: Draft, conditions: Sequence[Subject | Edit], options: Options) -
     if edit.mask is None or edit.strength != 1:
         raise CapriccioError("lar-gen paints a subject into the mask of an edit, from noise; give a mask, no strength.")
     draft = draft.adopt(num_inference_steps=50, true_cfg_scale=7.5)
-    draft = paint_into(draft.inpaint(options.engine), edit)
+    draft = replace(paint_into(draft.inpaint(options.engine), edit), held=options.hold)
+    if options.hold and draft.engine == "hold":
+        raise CapriccioError("hold=True has no effect with the engine 'hold', which does nothing else; leave it out.")
     beta = options.beta if options.beta is not None else 0.3 if draft.scene.words.strip() else 1.0
     refines = module.refine is not None if options.refine is None else options.refine
     if refines and module.refine is None:
