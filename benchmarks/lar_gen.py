@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="miniature-sd", help="miniature-sd, or any that inpaints")
     parser.add_argument("--flux", default="miniature", help="the FLUX that paints our port")
     parser.add_argument("--only", choices=("pictures", "cost"), help="one half of the rows")
-    parser.add_argument("--samples", type=int, default=60, help="a fair choice of so many; 2000 are all")
+    parser.add_argument("--samples", type=int, default=30, help="a fair choice of so many; 2000 are all")
     parser.add_argument("--steps", type=int, default=12, help="denoising steps")
     parser.add_argument("--variant", action="append", default=[], help=f"one of {', '.join(VARIANTS)}; all by default")
     parser.add_argument("--out", type=Path, help="where pictures and the page are kept")

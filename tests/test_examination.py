@@ -65,8 +65,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "pixel_offset": 0,
         "template": "two pictures of {subject}: {prompt}",
     },
-    "inpainting": {"engine": "hold", "control_scale": 0.5},
-    "lar-gen": {"beta": 1.0, "refine": False, "engine": "hold", "hold": True},
+    "inpainting": {"engine": "hold", "control_scale": 0.5, "hold": True},
+    "lar-gen": {"beta": 1.0, "refine": False, "engine": "hold", "hold": False},
     "lar-gen-panel": {
         "reference_weight": 3.0,
         "engine": "hold",

@@ -77,7 +77,7 @@ def test_the_plan_says_what_will_be(studio: Studio, mug: Subject, picture: Image
 
 def test_neutral_is_plain_inpainting(studio: Studio, mug: Subject, picture: Image.Image, spot: Image.Image) -> None:
     plain = studio.paint(Scene("a mug", [Edit(picture, mask=spot, by="inpainting")], **SMALL)).images[0]
-    neutral = studio.paint(scene(mug, picture, spot, "a mug", beta=0, refine=False)).images[0]
+    neutral = studio.paint(scene(mug, picture, spot, "a mug", beta=0, refine=False, hold=False)).images[0]
     assert (array(neutral) == array(plain)).all()
 
 

@@ -193,15 +193,17 @@ class Draft:
         """Add sentences."""
         return replace(self, notes=self.notes + notes)
 
-    def inpaint(self, engine: str | None, control_scale: float | None = None) -> Draft:
+    def inpaint(self, engine: str | None, control_scale: float | None = None, hold: bool | None = None) -> Draft:
         """Choose how the known part is kept.
 
         Args:
             engine: Its name, or ``None`` for the best at hand.
             control_scale: Strength of the inpainting ControlNet; 0.95, as its authors recommend, if ``None``.
+            hold: Whether known latents are held on their path as well; they are not, if ``None``.
 
         Raises:
-            CapriccioError: If the backbone does not have the engine, or the engine no such strength.
+            CapriccioError: If the backbone does not have the engine, or the engine no such strength, or does nothing
+                but hold.
         """
         at_hand = self.backbone.engines
         engine = at_hand[0] if engine is None else engine
@@ -211,14 +213,19 @@ class Draft:
                 "with inpainting= a folder of an inpainting model (a ControlNet in the alimama layout, FLUX Fill, a "
                 "Stable Diffusion or SDXL inpainting model)."
             )
+        if hold and engine == "hold":
+            raise CapriccioError(
+                "hold=True has no effect with the engine 'hold', which does nothing else; leave it out."
+            )
+        held = bool(hold)
         if engine != "controlnet":
             if control_scale is not None:
                 raise CapriccioError(f"control_scale has no effect with the engine {engine!r}; leave it out.")
-            return replace(self, engine=engine)
+            return replace(self, engine=engine, held=held)
         scale = 0.95 if control_scale is None else control_scale
         if scale < 0:
             raise CapriccioError(f"control_scale received {scale:g}; give 0 (off) to 1.")
-        return replace(self, engine=engine, control_scale=scale)
+        return replace(self, engine=engine, control_scale=scale, held=held)
 
 
 def paint_into(draft: Draft, edit: Edit) -> Draft:

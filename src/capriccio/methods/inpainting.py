@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from capriccio.draft import Draft, Method, paint_into
+from capriccio.draft import Draft, Method, as_data, paint_into
 from capriccio.errors import CapriccioError
 from capriccio.scene import Edit
 
@@ -28,22 +28,25 @@ class Options:
     Attributes:
         engine: How the known part is kept; the best at hand if ``None``.
         control_scale: Strength of the inpainting ControlNet; 0.95, as its authors recommend, if ``None``.
+        hold: Whether known latents are held on their path as well, beside what another engine shows of them: what is
+            painted then fits its surroundings better. Without, it is what diffusers' pipelines do.
     """
 
     engine: Literal["controlnet", "fill", "hold"] | None = None
     control_scale: float | None = None
+    hold: bool | None = None
 
 
 def plan(draft: Draft, conditions: Sequence[Edit], options: Options) -> Draft:
     """Lay the picture on a canvas of its own shape, paint the mask, put the result back into the picture."""
     (edit,) = conditions
     whole = edit.mask is None
-    for name, value in (("engine", options.engine), ("control_scale", options.control_scale)):
+    for name, value in as_data(options).items():
         if whole and value is not None:
             raise CapriccioError(f"{name}={value!r} is for what is outside a mask, and there is none; leave it out.")
     # Without a mask there is nothing to keep, unless the model cannot paint without.
     keeps = not whole or not draft.backbone.can_start_from_text
-    draft = draft.inpaint(options.engine, options.control_scale) if keeps else draft
+    draft = draft.inpaint(options.engine, options.control_scale, options.hold) if keeps else draft
     return paint_into(draft, edit).say(*filter(None, [draft.backbone.defaults.caution]))
 
 

@@ -3,8 +3,8 @@
 Pan, Wang, Chen, Xu, Shi, Zhou: *Locate, Assign, Refine: Taming Customized Image Inpainting with Text-Subject Guidance*,
 arXiv 2403.19534. Three steps on a U-Net that inpaints:
 
-* **Locate** (Eqs. 1 to 3): mask and masked picture as input channels, which is the inpainting model itself, or known
-  latents held on their path while it paints (engine ``hold``);
+* **Locate** (Eqs. 1 to 3): mask and masked picture as input channels, which is the inpainting model itself, and known
+  latents held on their path while it paints; without an inpainting model, held alone (engine ``hold``);
 * **Assign** (Eqs. 4 to 7): every layer of cross-attention also looks at 16 tokens of the subject, in a softmax of its
   own, ``out = Attn(Q, K, V) + beta Attn(Q, K', V')``;
 * **Refine** (Eqs. 8 to 10): RefineNet denoises the subject itself, as noisy as the picture, and the states of its
@@ -68,13 +68,13 @@ class Options:
         refine: Whether RefineNet helps; where it is loaded, if ``None``.
         engine: How the known part is kept; the best at hand if ``None``.
         hold: Whether known latents are held on their path as well, beside what the inpainting model reads of them, as
-            in the paper (Eq. 3).
+            in the paper (Eq. 3); they are, if ``None``.
     """
 
     beta: float | None = None
     refine: bool | None = None
     engine: Literal["fill", "hold"] | None = None
-    hold: bool = False
+    hold: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,8 @@ def plan(draft: Draft, conditions: Sequence[Subject | Edit], options: Options) -
     if edit.mask is None or edit.strength != 1:
         raise CapriccioError("lar-gen paints a subject into the mask of an edit, from noise; give a mask, no strength.")
     draft = draft.adopt(num_inference_steps=50, true_cfg_scale=7.5)
-    draft = replace(paint_into(draft.inpaint(options.engine), edit), held=options.hold)
-    if options.hold and draft.engine == "hold":
-        raise CapriccioError("hold=True has no effect with the engine 'hold', which does nothing else; leave it out.")
+    draft = paint_into(draft.inpaint(options.engine, hold=options.hold), edit)
+    draft = replace(draft, held=draft.held or (options.hold is None and draft.engine == "fill"))
     beta = options.beta if options.beta is not None else 0.3 if draft.scene.words.strip() else 1.0
     refines = module.refine is not None if options.refine is None else options.refine
     if refines and module.refine is None:
