@@ -523,12 +523,12 @@ def small(name: str) -> painters.Variant:
 
 def test_every_way_that_a_model_can_paint_leaves_the_rest_alone(protocol: samples.Protocol, fill_folder: Path) -> None:
     told: list[str] = []
-    table = {name: small(name) if name in ("inpainting", "collage", "diptych") else way
+    table = {name: small(name) if name in ("inpainting", "locate", "collage", "diptych") else way
              for name, way in painters.VARIANTS.items()}  # fmt: skip
     ways = painters.open_painters(
         Studio.open(fill_folder), painters.Settings(steps=2), told=told.append, variants=table
     )
-    assert list(ways) == ["inpainting", "collage", "diptych", "drawn"]
+    assert list(ways) == ["inpainting", "locate", "collage", "diptych", "drawn"]
     assert len(told) == 3
     assert told[0].startswith("paint-by-example is left out: ")
     assert told[1].startswith("ip-adapter, assign, assign-refine, subject-only, beta-0.1, ")
@@ -536,8 +536,8 @@ def test_every_way_that_a_model_can_paint_leaves_the_rest_alone(protocol: sample
     assert told[2].startswith("flux-inpainting, flux-panel, flux-subject-only are left out: ")
     assert "name one with --flux" in told[2]
     (sample, *_) = protocol.samples(1)
-    pictures = {name: ways[name](sample, 0) for name in ("inpainting", "collage", "diptych")}
-    assert len({picture.tobytes() for picture in pictures.values()}) == 3
+    pictures = {name: ways[name](sample, 0) for name in ("inpainting", "locate", "collage", "diptych")}
+    assert len({picture.tobytes() for picture in pictures.values()}) == 4
     for picture in pictures.values():
         assert measures.outside_equal(picture, sample.place.source, sample.place.mask)
     with pytest.raises(CapriccioError, match="Only the world can draw"):

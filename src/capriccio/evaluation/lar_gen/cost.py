@@ -17,7 +17,7 @@ from capriccio.studio import Studio
 _SOME_TIME = torch.tensor(500.0)  # RefineNet costs the same at all
 
 
-def cost_row(studio: Studio, sample: Sample, pictures: int = 8, steps: int = 12, rounds: int = 3) -> dict[str, Any]:
+def cost_row(studio: Studio, sample: Sample, pictures: int = 8, steps: int = 24, rounds: int = 3) -> dict[str, Any]:
     """Return how long a batch of one subject takes, in parts of as many plain inpaintings and a RefineNet every step.
 
     All three run in turn on the same threads, preparations included; latents only, for decoding is the same in both.

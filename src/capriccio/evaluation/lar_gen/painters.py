@@ -80,6 +80,11 @@ def inpainting(sample: Sample) -> Scene:
     return Scene(sample.text, [Edit(sample.place.source, sample.place.mask)])
 
 
+def locate(sample: Sample) -> Scene:
+    """Locate alone: plain inpainting that also holds what is known (Eq. 3), as LAR-Gen does."""
+    return Scene(sample.text, [Edit(sample.place.source, sample.place.mask, options={"hold": True})])
+
+
 def collage(sample: Sample) -> Scene:
     """Our collage baseline, after AnyDoor's strategy (arXiv 2307.09481): paste the subject, then paint over it lightly.
 
@@ -179,6 +184,7 @@ def _paint_by_example_pipeline(folder: Path) -> Any:
 
 VARIANTS: dict[str, Variant] = {
     "inpainting": by_scene(inpainting),
+    "locate": by_scene(locate),
     "collage": by_scene(collage),
     "diptych": by_scene(diptych),
     "paint-by-example": paint_by_example,

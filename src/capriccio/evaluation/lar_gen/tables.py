@@ -23,6 +23,7 @@ NEARLY = 0.95
 
 PAPER: Mapping[str, tuple[float, float]] = {
     "inpainting": (0.6868, 0.3037),
+    "locate": (0.6860, 0.3101),
     "paint-by-example": (0.7902, 0.2470),
     "assign": (0.7500, 0.3053),
     "assign-refine": (0.7915, 0.2994),
@@ -77,7 +78,7 @@ TABLES = (
     Table(
         "table2",
         "Table 2: what each part of LAR-Gen is worth",
-        ("inpainting", "assign", "assign-refine"),
+        ("inpainting", "locate", "assign", "assign-refine"),
         {"clip_i": ("inpainting", "assign", "assign-refine")},
         ("inpainting", "assign", "assign-refine"),
         keeps="clip_t",
