@@ -368,7 +368,7 @@ def test_table_2_in_order_and_out_of_it() -> None:
     assert tables.order_verdict(lost, tables.TABLES[1]).holds is False
     missing = tables.order_verdict(rows_of(inpainting=(0.5, 0.3)), tables.TABLES[1])
     assert missing.holds is None
-    assert "Not painted: assign, assign-refine" in missing.sentence
+    assert "Not painted: locate, assign, assign-refine" in missing.sentence
 
 
 def test_figure_12_by_hand() -> None:
@@ -443,7 +443,7 @@ def test_a_page_holds_everything_and_asks_nobody(protocol: samples.Protocol, tmp
     for words in (
         "Table 2",
         "Figure 12",
-        "Not painted: assign-refine",
+        "Not painted: locate, assign-refine",
         protocol.fingerprint(),
         "a red cat",
         "smoothness",

@@ -138,7 +138,7 @@ def test_a_model_that_only_fills_paints_text_on_an_empty_canvas(picture: Image.I
 
 def test_edits_that_leave_nothing_are_refused(plain: UNetBackbone, picture: Image.Image, cells: Image.Image) -> None:
     with pytest.raises(CapriccioError, match="leaves nothing of the picture"):
-        Edit(picture)
+        plan_of(plain, "a cat", Edit(picture))
     with pytest.raises(CapriccioError, match="leaves none of them"):
         plan_of(plain, "a cat", Edit(picture, strength=0.1))
     with pytest.raises(CapriccioError, match="outside a mask"):
