@@ -45,4 +45,5 @@ def cost_row(studio: Studio, sample: Sample, pictures: int = 8, steps: int = 24,
     paints = [lambda plan=plan: paint_latents(plan, studio.backbone) for plan in both]
     with_subject, plain, alone = in_turn([*paints, reference], rounds)
     over_plain = ratio(with_subject, [a + b for a, b in zip(plain, alone, strict=True)])
-    return {"name": "cost", "pictures": pictures, "over_plain": over_plain, "reference_share": ratio(alone, plain)}
+    shares = {"over_plain": over_plain, "reference_share": ratio(alone, plain)}
+    return {"name": "cost", "pictures": pictures, "steps": steps, **shares}
