@@ -53,10 +53,10 @@ def measure(count: int, others: int, strengths: int, steps: int) -> Iterable[dic
         graphs = held_out(scenes, subjects, seed=8)  # others than those that strengths are compared on
         found = {
             "renders": draw(graphs).pixels,
-            "sentence": to_pixels(paint_graphs(studio, graphs, False, told=_told("sentence"), **settings)),
+            "sentence": to_pixels(paint_graphs(studio, graphs, False, told=reports.counting("sentence"), **settings)),
         }
         for variant, options in VARIANTS.items():
-            told = _told(variant)
+            told = reports.counting(variant)
             found[variant] = to_pixels(paint_graphs(studio, graphs, True, _whole(options, steps), told, **settings))
         seen = {variant: read_places(graphs, pixels) for variant, pixels in found.items()}
         for name, score in SCORES.items():
@@ -75,7 +75,9 @@ def measure(count: int, others: int, strengths: int, steps: int) -> Iterable[dic
                 yield row
     graphs = held_out(strengths, 2)
     for setting, options in STRENGTHS.items() if strengths else ():
-        pixels = to_pixels(paint_graphs(studio, graphs, True, _whole(options, steps), _told(setting), **settings))
+        pixels = to_pixels(
+            paint_graphs(studio, graphs, True, _whole(options, steps), reports.counting(setting), **settings)
+        )
         values = [right_places(g, s) for g, s in zip(graphs, read_places(graphs, pixels), strict=True)]
         yield {"name": "strength", "setting": setting, **asdict(mean_interval(values)), "n": strengths}
 
@@ -83,17 +85,6 @@ def measure(count: int, others: int, strengths: int, steps: int) -> Iterable[dic
 def _whole(options: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return options with a share of the steps as their number."""
     return options | {"mask_inject_steps": int(np.ceil(options["mask_inject_steps"] * steps))}
-
-
-def _told(name: str) -> Any:
-    done = 0
-
-    def told(more: int) -> None:
-        nonlocal done
-        done += more
-        reports.note(f"{name}: {done} pictures")
-
-    return told
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from capriccio import assets
@@ -27,17 +27,6 @@ PICTURES = {
 STUDIOS = {"flux": "miniature", "sd": "miniature-sd"}
 NEEDED = {"people": "miniature/people-reader", "people_reader": "miniature/people-reader"}
 """Weights that some rows are read with."""
-
-
-def progress(name: str, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def told(pictures: int) -> None:
-        nonlocal done
-        done += pictures
-        reports.note(f"{name}: {done} of {total} pictures")
-
-    return told
 
 
 def installed(asset: str, what: str) -> bool:
@@ -67,7 +56,9 @@ def painted(studio: Studio, model: str, rows: Mapping[str, int], quick: bool) ->
     for name, count in rows.items():
         if installed(NEEDED.get(name, "miniature"), f"{model}, {name}"):
             count = max(4, count // 10) if quick else count
-            yield from getattr(targets, name)(studio, count, told=progress(f"{model}, {name}", count), model=model)
+            yield from getattr(targets, name)(
+                studio, count, told=reports.counting(f"{model}, {name}", count), model=model
+            )
 
 
 def main() -> None:

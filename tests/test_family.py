@@ -168,7 +168,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(worker: Worker, tmp_path
     worker.stops["flux"] = lambda: 1
     with pytest.raises(
         CapriccioError,
-        match="Not trained: flux, fill, controlnet-inpaint, style-lora, controlnet-edges, controlnet-depth",
+        match="Not trained: flux, fill, controlnet-inpaint, style-lora, controlnet-union",
     ):
         train_family(orders(tmp_path), said.append)
     assert "fill is left out: it needs flux." in said

@@ -13,6 +13,7 @@ from diffusers import (
     FluxControlNetModel,
     FluxFillPipeline,
     FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -114,7 +115,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in (flux.FluxTask, inpainting.FillTask, inpainting.ControlNetTask, sd.SDTask):
         monkeypatch.setattr(task, "shares", {"scenes": 0.5, "pairs": 0.5})
         monkeypatch.setattr(task, "sizes", {"scenes": 2, "pairs": 2})
-    monkeypatch.setattr(control.ControlTask, "sizes", {"scenes": 2})
+    monkeypatch.setattr(control.UnionTask, "sizes", {"scenes": 2})
 
 
 def prepared(task: Any) -> Any:
@@ -244,7 +245,9 @@ def test_fill_starts_as_its_base_and_saves(tmp_path: Path, base: Path) -> None:
     assert not any(name.startswith("text_encoder") for name in learning)
     assert not model.transformer.x_embedder.weight[:, 32:].any()
     task.save(model, tmp_path / "out")
-    assert FluxFillPipeline.from_pretrained(tmp_path / "out").transformer.config.in_channels == 320
+    transformer = FluxTransformer2DModel.from_pretrained(tmp_path / "out", subfolder="transformer")  # plain diffusers
+    assert FluxFillPipeline.from_pretrained(base, transformer=transformer).transformer.config.in_channels == 320
+    assert open_backbone(str(base), inpainting=tmp_path / "out", device="cpu").fill is not None
 
 
 @pytest.mark.usefixtures("small")
@@ -284,17 +287,15 @@ def test_a_style_lora_learns_alone_and_joins_its_base(tmp_path: Path, base: Path
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("kind", control.CONTROLS)
-def test_a_controlnet_starts_neutral_learns_alone_and_saves(kind: str, tmp_path: Path, base: Path) -> None:
-    tasks = {"edges": control.EdgesTask, "depth": control.DepthTask, "keypoints": control.KeypointsTask}
-    task = prepared(tasks[kind](tmp_path, start=base))
+def test_the_union_starts_neutral_learns_alone_and_saves(tmp_path: Path, base: Path) -> None:
+    task = prepared(control.UnionTask(tmp_path, start=base))
     for value in task.transformer.parameters():  # as if it had learned: its output is no longer zero
         value.add_(torch.randn_like(value) * 0.05)
-    assert task.name == f"controlnet-{kind}"
-    batch = task.batch(np.random.default_rng(3))
-    assert batch["control"].shape == (2, 3, 128, 128)
-    assert batch["control"].min() == -1
-    assert batch["control"].max() > 0
+    batches = [task.batch(np.random.default_rng(seed)) for seed in range(24)]
+    assert {int(mode) for batch in batches for mode in batch["mode"].unique()} == set(range(len(control.CONTROLS)))
+    assert all(len(batch["mode"].unique()) == 1 for batch in batches)
+    assert batches[0]["control"].shape == (2, 3, 128, 128)
+    assert all(-1 <= batch["control"].min() < batch["control"].max() <= 1 for batch in batches)
     model, _ = one_step(task)
     assert all(value.grad is None for value in task.transformer.parameters())
     learning = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
@@ -302,10 +303,11 @@ def test_a_controlnet_starts_neutral_learns_alone_and_saves(kind: str, tmp_path:
     assert {name.split(".")[1] for name in learning} == {"controlnet_blocks", "controlnet_single_blocks"}
     task.save(model, tmp_path / "out")
     saved = FluxControlNetModel.from_pretrained(tmp_path / "out")  # plain diffusers, without us
-    assert (saved.config.num_layers, saved.config.num_single_layers, saved.config.num_mode) == (1, 1, None)
+    assert (saved.config.num_layers, saved.config.num_single_layers, saved.config.num_mode) == (1, 1, 5)
     pipe = FluxPipeline.from_pretrained(base, transformer=task.transformer)
-    studio = Studio(FluxBackbone(pipe, controlnets={kind: saved}))
-    control_picture = Control(Image.new("RGB", (128, 128)), kind)
+    studio = Studio(FluxBackbone(pipe, controlnets={"union": saved}))
+    assert studio.backbone.modes("union") == control.CONTROLS
+    control_picture = Control(Image.new("RGB", (128, 128)), "union", mode="depth")
     room = {"width": 128, "height": 128, "num_inference_steps": 1, "max_sequence_length": 16}
     ours, plain = (studio.paint(Scene("a mug", given, **room)).images[0] for given in ([control_picture], []))
     assert np.array_equal(np.asarray(ours), np.asarray(plain))  # untrained, it adds nothing

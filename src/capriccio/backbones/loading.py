@@ -32,7 +32,6 @@ from capriccio.backbones.unet import UNetBackbone
 from capriccio.errors import CapriccioError, nearest
 from capriccio.formats import alimama, largen
 from capriccio.formats.alimama import load_inpainting_controlnet
-from capriccio.world.controls import CONTROLS
 
 Memory = Literal["full", "offload", "sequential", "8bit", "4bit"]
 
@@ -177,8 +176,8 @@ def _miniature(dtype: torch.dtype, memory: Memory, inpainting: Source | None, co
         if inpainting is None and assets.available(engine):
             parts |= _engine(assets.path(engine), pipe, dtype, memory)
     parts = parts or _engine(inpainting, pipe, dtype, memory)
-    own = {name: f"miniature/controlnet-{name}" for name in CONTROLS}
-    nets = {name: assets.path(place) for name, place in own.items() if assets.available(place)}
+    union = "miniature/controlnet-union"
+    nets = {"union": assets.path(union)} if assets.available(union) else {}
     parts["controlnets"] = _controlnets(nets | _named(controlnets), "transformer", dtype)
     return FluxBackbone(pipe, name=MINIATURE, defaults=MINIATURE_DEFAULTS, **parts)
 
@@ -297,7 +296,7 @@ def _engine(source: Source | None, pipe: Any, dtype: torch.dtype, memory: Memory
                 f"memory={memory!r} quantises models in folders, but {str(source)!r} is a single file; use 'offload'."
             )
         return {"fill": largen.inpainting_unet(Path(source), pipe.unet.config, dtype)}
-    if part == "transformer" and not _is_pipeline(source):
+    if part == "transformer" and not _has_part(source, part):
         controlnet: FluxControlNetModel = load_inpainting_controlnet(source, dtype)
         return {"controlnet": controlnet}
     try:
@@ -350,13 +349,14 @@ def _controlnet(source: str, part: str, dtype: torch.dtype) -> Any:
         raise _unreadable(source, error, "give the folder of a ControlNet, with its config.json") from None
 
 
-def _is_pipeline(source: Source) -> bool:
+def _has_part(source: Source, part: str) -> bool:
+    """Whether a folder or repository has a part of a pipeline; a ControlNet lies bare."""
     if Path(source).exists():
-        return (Path(source) / "model_index.json").is_file()
+        return (Path(source) / part / "config.json").is_file()
     from huggingface_hub import file_exists
 
     try:
-        return file_exists(os.fspath(source), "model_index.json")
+        return file_exists(os.fspath(source), f"{part}/config.json")
     except (OSError, ValueError) as error:
         raise _unreadable(os.fspath(source), error) from None
 

@@ -16,7 +16,7 @@ from capriccio.evaluation.metrics import to_pixels
 from capriccio.evaluation.statistics import Interval, mean_interval, paired_gain
 from capriccio.evaluation.targets import GUIDANCE, scenes
 from capriccio.perception.reader import read
-from capriccio.scene import Region, Scene
+from capriccio.scene import Companion, Region, Scene
 from capriccio.studio import Studio
 from capriccio.world.captions import backdrop_phrase, caption, regional_captions
 from capriccio.world.graph import SceneGraph, Thing
@@ -121,10 +121,23 @@ def paint_graphs(
     regional: bool,
     options: dict[str, Any] | None = None,
     told: Told = lambda pictures: None,
+    beside: Sequence[Companion] = (),
     **settings: Any,
 ) -> list[Image.Image]:
-    """Paint scene graphs with a region for each thing, or from their captions alone; seeds are their numbers."""
+    """Paint scene graphs with a region for each thing, or from their captions alone; seeds are their numbers.
+
+    Args:
+        studio: Of the miniature.
+        graphs: What to paint.
+        regional: Whether every thing has a region.
+        options: Of the regions.
+        told: Is told how many pictures were finished.
+        beside: One companion for each graph, such as a LoRA or a control; none if empty.
+        settings: Of the scenes.
+    """
     asked = [scene_of(graph, n, regional, options or {}).but(**settings) for n, graph in enumerate(graphs)]
+    if beside:
+        asked = [one.but(conditions=[*one.conditions, more]) for one, more in zip(asked, beside, strict=True)]
     painted: list[Image.Image] = []
     for start in range(0, len(asked), BATCH):
         painted += [painting.images[0] for painting in studio.paint_all(asked[start : start + BATCH])]

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,18 @@ def save(path: str | Path, rows: Sequence[Row], made_by: Mapping[str, Any]) -> N
 def note(text: str) -> None:
     """Tell the person how far things are, beside the results: on the standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def counting(name: str, total: int | None = None) -> Callable[[int], None]:
+    """Return what is told how many more pictures were finished, and notes how many there are."""
+    done, of = 0, "" if total is None else f" of {total}"
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        note(f"{name}: {done}{of} pictures")
+
+    return told
 
 
 def _rounded(value: Any) -> Any:

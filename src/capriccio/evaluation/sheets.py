@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -168,21 +169,23 @@ def weighted(name: str, weights: Sequence[float] = (0.0, 0.5, 1.0)) -> Image.Ima
     return grid(painted, COLUMNS, [f"{weight:g}: {text}" for weight in weights for text in texts], text_size=10)
 
 
-def steerings(kind: str) -> Image.Image:
+def steerings() -> Image.Image:
     """Control pictures of held-out scenes, and what the miniature paints from them and from their sentences."""
     rng = np.random.default_rng(17)
-    scenes = [
-        sample_people(rng, split="test", style="shaded", view="whole") if index % 4 == 3 else _alone(rng)
-        for index in range(COLUMNS)
-    ]
-    hints = to_images(2 * control_pictures(kind, scenes) - 1)
+    scenes = [_alone(rng) for _ in range(COLUMNS)]
     wanted = [describe(scene, rng, "full") for scene in scenes]
+    hints = {kind: to_images(2 * control_pictures(kind, scenes) - 1) for kind in CONTROLS}
     asked = [
-        Scene(text, [Control(hint, kind)], seed=seed, true_cfg_scale=GUIDANCE)
-        for seed, (text, hint) in enumerate(zip(wanted, hints, strict=True))
+        Scene(text, [Control(hint, "union", mode=kind)], seed=seed, true_cfg_scale=GUIDANCE)
+        for kind in CONTROLS
+        for seed, (text, hint) in enumerate(zip(wanted, hints[kind], strict=True))
     ]
-    painted = [painting.images[0] for painting in Studio.open("miniature").paint_all(asked)]
-    return grid([*hints, *painted], COLUMNS, [""] * COLUMNS + wanted, text_size=10)
+    painted = iter([painting.images[0] for painting in Studio.open("miniature").paint_all(asked)])
+    shown: list[Image.Image] = []
+    for row in hints.values():
+        shown += [*row, *islice(painted, COLUMNS)]
+    labels = [text for kind in CONTROLS for text in [kind] * COLUMNS + wanted]
+    return grid(shown, COLUMNS, labels, text_size=10)
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
@@ -250,7 +253,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "fill": partial(inpaintings, "miniature", "fill"),
     "controlnet-inpaint": partial(inpaintings, "miniature", "controlnet"),
     "style-lora": partial(weighted, "style-lora"),
-    **{f"controlnet-{kind}": partial(steerings, kind) for kind in CONTROLS},
+    "controlnet-union": steerings,
     "sd": partial(paintings, "miniature-sd"),
     "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
     "lar-gen-assign": partial(customised, "lar-gen-assign", refine=False),

@@ -1,42 +1,67 @@
-"""The miniature's ControlNets: what they are shown is drawn from the graphs of the gallery's scenes, without error.
+"""The miniature's ControlNet: one network for five kinds of control picture, drawn from the graphs without error.
 
-One recipe for three conditions, each a plain ``FluxControlNetModel`` of one double and one single block that starts as
-a copy of the transformer's first ones, with outputs at zero; the base stays frozen. Half of the sentences are left out,
-so that the picture must be read (Zhang et al., arXiv 2302.05543, section 3.4).
+It is of the published Union layout: a plain ``FluxControlNetModel`` with a mode for each kind, numbered as Union and
+Union-Pro number theirs. Its one double and one single block start as copies of the transformer's first ones, with
+outputs at zero; the base stays frozen. Half of the sentences are left out, so that the picture must be read (Zhang et
+al., arXiv 2302.05543, section 3.4).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxControlNetModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
+from capriccio.evaluation import steering
 from capriccio.recipes.flux import BATCH, JointSentences, pack
 from capriccio.recipes.gallery import Pictures, Wing, encode
 from capriccio.recipes.inpainting import ControlNetTask, Guided
-from capriccio.recipes.painting import forget_origins
-from capriccio.training.trainer import Batch, Schedule
+from capriccio.recipes.painting import LARGEST, forget_origins
+from capriccio.studio import Studio
+from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.controls import CONTROLS, control_pictures
 from capriccio.world.graph import SceneGraph
 
+SHARES = {"canny": 0.27, "tile": 0.1, "depth": 0.27, "blur": 0.1, "pose": 0.26}
+"""How often a batch shows each kind of picture: shrunk and blurred ones are soon learned."""
+
+
+def new_union(
+    transformer: FluxTransformer2DModel, modes: int, *, num_layers: int = 1, num_single_layers: int = 1
+) -> FluxControlNetModel:
+    """Return an untrained ControlNet of several kinds of picture that adds nothing yet.
+
+    Args:
+        transformer: The frozen base, whose first blocks it copies.
+        modes: Kinds of picture.
+        num_layers: Double blocks to copy.
+        num_single_layers: Single blocks to copy.
+    """
+    known = signature(FluxControlNetModel.__init__).parameters
+    config = {key: value for key, value in transformer.config.items() if key in known}
+    config |= {"num_layers": num_layers, "num_single_layers": num_single_layers, "num_mode": modes}
+    net = FluxControlNetModel(**config)
+    net.load_state_dict(transformer.state_dict(), strict=False)
+    return net
+
 
 @dataclass
-class ControlTask(ControlNetTask):
-    """Train a ControlNet that sees one kind of control picture.
-
-    Attributes:
-        kind: One of ``CONTROLS``.
-    """
+class UnionTask(ControlNetTask):
+    """Train the ControlNet; every batch shows one kind of picture."""
 
     shares = {"scenes": 1.0}  # noqa: RUF012  # as in the base
     sizes = BATCH
-    kind: ClassVar[str]
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=20, warmup=60, decay=0.8, seed=3))
+    name: str = "controlnet-union"
 
     @cached_property
     def sentences(self) -> JointSentences:
@@ -44,10 +69,7 @@ class ControlTask(ControlNetTask):
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        config = self.transformer.config
-        heads = {name: config[name] for name in ("attention_head_dim", "num_attention_heads")}
-        net = FluxControlNetModel.from_transformer(self.transformer, num_layers=1, num_single_layers=1, **heads)
-        return Guided(net, self.transformer)
+        return Guided(new_union(self.transformer, len(CONTROLS)), self.transformer)
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
         """Of the pictures, those of flat scenes: for the solids among them there are no control pictures."""
@@ -55,42 +77,23 @@ class ControlTask(ControlNetTask):
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         scenes = [graph for row in rows if isinstance(graph := pictures.graphs[row], SceneGraph)]
-        return {"control": 2 * control_pictures(self.kind, scenes) - 1}
+        mode = int(rng.choice(len(CONTROLS), p=[SHARES[kind] for kind in CONTROLS]))
+        return {"control": shown(CONTROLS[mode], scenes), "mode": torch.full((len(scenes), 1), mode)}
 
-    def condition(self, batch: Batch) -> Tensor:
-        """The control picture, encoded and packed as the picture is: 4 L channels."""
-        return pack(encode(self.vae.to(batch["control"].device), batch["control"]))
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
+        """The control picture, encoded and packed as the picture is: 4 L channels; and its mode."""
+        picture = pack(encode(self.vae.to(batch["control"].device), batch["control"]))
+        return {"controlnet_cond": picture, "controlnet_mode": batch["mode"]}
 
     def save(self, model: Any, folder: Path) -> None:
-        model.controlnet.half().save_pretrained(folder, max_shard_size="15MB")
+        model.controlnet.half().save_pretrained(folder, max_shard_size=LARGEST)
         forget_origins(folder)
 
-
-@dataclass
-class EdgesTask(ControlTask):
-    """The ControlNet of edges."""
-
-    kind = "edges"
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=3))
-    name: str = "controlnet-edges"
+    def measure(self, model: nn.Module) -> list[Row]:
+        """Paint held-out sentences along control pictures, and read how well the pictures are kept."""
+        return steering.rows(Studio.open("miniature"))
 
 
-@dataclass
-class DepthTask(ControlTask):
-    """The ControlNet of depth."""
-
-    kind = "depth"
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=4))
-    name: str = "controlnet-depth"
-
-
-@dataclass
-class KeypointsTask(ControlTask):
-    """The ControlNet of key points."""
-
-    kind = "keypoints"
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=5))
-    name: str = "controlnet-keypoints"
-
-
-__all__ = ["CONTROLS", "ControlTask", "DepthTask", "EdgesTask", "KeypointsTask"]
+def shown(kind: str, scenes: Sequence[SceneGraph]) -> Tensor:
+    """Control pictures (B, 3, H, W) in [-1, 1], as a VAE reads pictures."""
+    return 2 * control_pictures(kind, scenes) - 1

@@ -42,7 +42,7 @@ class Wing:
 
 
 WINGS = {
-    "cpu": (Wing("scenes", 1, 1, 18_432), Wing("pairs", 1, 2, 4_096), Wing("grids", 2, 2, 256)),
+    "cpu": (Wing("scenes", 1, 1, 36_864), Wing("pairs", 1, 2, 8_192), Wing("grids", 2, 2, 256)),
     "gpu": (Wing("scenes", 1, 1, 81_920), Wing("pairs", 1, 2, 28_672), Wing("grids", 2, 2, 2_048)),
 }
 

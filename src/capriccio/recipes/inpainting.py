@@ -1,6 +1,7 @@
 """The miniature's two inpainters, both from its FLUX: Fill (channels) and the inpainting ControlNet (a side network).
 
-Both see random masks over scenes and panels, and never a whole panel masked (``masks.py``).
+Both see random masks over scenes and panels, and never a whole panel masked (``masks.py``). Fill's folder holds its
+transformer and nothing else: ``FluxFillPipeline.from_pretrained`` takes the rest from the folder of FLUX, beside it.
 """
 
 from __future__ import annotations
@@ -8,21 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import FluxControlNetModel, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import CLIPTextModel, T5EncoderModel
 
 from capriccio import assets
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
-from capriccio.recipes.flux import FluxTask, Painter, is_muons, pack, pipeline
+from capriccio.recipes.flux import FluxTask, Painter, is_muons, pack
 from capriccio.recipes.gallery import Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
-from capriccio.recipes.painting import LATENTS, map_loss, save_halved
+from capriccio.recipes.painting import LARGEST, LATENTS, forget_origins, map_loss
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
@@ -53,7 +55,7 @@ class FillTask(FluxTask):
 
     shares = SHARES
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, seed=1))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, decay=0.8, seed=1))
     name: str = "fill"
 
     @property
@@ -97,9 +99,10 @@ class FillTask(FluxTask):
         return flow + 0.1 * shapes, {"flow": flow, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        plain = pipeline(model.transformer, model.text_encoder, self.vae, self.clip)
-        parts = {name: part for name, part in plain.components.items() if part is not None}
-        save_halved(FluxFillPipeline(**parts), folder)
+        # The transformer alone: everything else is the same as beside the model that paints from text.
+        transformer: Any = model.transformer
+        transformer.half().save_pretrained(folder / "transformer", max_shard_size=LARGEST)
+        forget_origins(folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
         return []  # what an inpainter is worth, ``benchmarks/diptych.py`` says
@@ -113,19 +116,19 @@ class Guided(nn.Module):
         self.controlnet = controlnet
         self._frozen = (transformer,)  # a tuple keeps it out of the tree: it neither learns nor is saved
 
-    def forward(self, inputs: dict[str, Tensor], condition: Tensor) -> Tensor:
-        """Velocity (B, tokens, 32) from the transformer's inputs and the packed condition."""
-        double, single = self.controlnet(**inputs, controlnet_cond=condition, conditioning_scale=1.0, return_dict=False)
+    def forward(self, inputs: dict[str, Tensor], condition: dict[str, Tensor]) -> Tensor:
+        """Velocity (B, tokens, 32) from the transformer's inputs and those of the ControlNet alone."""
+        double, single = self.controlnet(**inputs, **condition, conditioning_scale=1.0, return_dict=False)
         (transformer,) = self._frozen
         residuals = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
-        return transformer.to(condition.device)(**inputs, **residuals, return_dict=False)[0]
+        return transformer.to(double[0].device)(**inputs, **residuals, return_dict=False)[0]
 
 
 @dataclass
 class ControlNetTask(FillTask):
     """Train the inpainting ControlNet in the alimama layout: 4 (L + 1) condition channels; the base stays frozen."""
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=2))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, decay=0.8, seed=2))
     name: str = "controlnet-inpaint"
 
     @cached_property
@@ -138,11 +141,11 @@ class ControlNetTask(FillTask):
         controlnet = new_inpainting_controlnet(self.transformer, num_layers=1, num_single_layers=1)
         return Guided(controlnet, self.transformer)
 
-    def condition(self, batch: Batch) -> Tensor:
+    def condition(self, batch: Batch) -> dict[str, Tensor]:
         """Masked pixels at -1, encoded; the mask at latent size, inverted (1 = known); packed to 4 (L + 1) channels."""
         latents = self.known(batch, -1.0)
         known = 1.0 - F.interpolate(batch["mask"], size=latents.shape[-2:], mode="nearest")
-        return pack(torch.cat([latents, known], dim=1))
+        return {"controlnet_cond": pack(torch.cat([latents, known], dim=1))}
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, velocity, sigma, grid = self.noised(batch, rng)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from capriccio.world import skeleton
 from capriccio.world.draw import NUM_PARTS, Drawing, draw
@@ -15,27 +15,30 @@ from capriccio.world.inks import cover
 from capriccio.world.kinds import Place
 from capriccio.world.people import FOOT, Sitter
 from capriccio.world.shapes import capsule
+from capriccio.world.styles import soften
 from capriccio.world.windows import built
 
 KEYPOINTS = ("centre", "foot", "head", "eyes", "neck")
 """Names of the key points of every subject, in order; the joints of people are in ``skeleton``."""
 
-CONTROLS = ("edges", "depth", "keypoints")
-"""The control pictures that the miniature's ControlNets know."""
+CONTROLS = ("canny", "tile", "depth", "blur", "pose")
+"""The kinds of control picture that the miniature's ControlNet knows, in the order and by the names of the public Union
+for FLUX: edges, the picture at a fourth of its size, nearness, the blurred picture, key points."""
 
 
 def control_pictures(kind: str, scenes: Sequence[SceneGraph], size: int = 128) -> Tensor:
-    """Draw control pictures, (B, 3, size, size) in [0, 1], light on black.
+    """Draw control pictures, (B, 3, size, size) in [0, 1]; but for ``tile`` and ``blur`` light on black.
 
     Args:
         kind: One of ``CONTROLS``.
         scenes: B scene graphs.
         size: Pixels a side.
     """
-    if kind == "keypoints":
+    if kind == "pose":
         return dots(scenes, size)
     drawing = draw(scenes, size)
-    return (edges(drawing) if kind == "edges" else depth(drawing)).expand(-1, 3, -1, -1)
+    from_drawing = {"canny": edges, "tile": tile, "depth": depth, "blur": blur}
+    return from_drawing[kind](drawing).expand(-1, 3, -1, -1)
 
 
 def edges(drawing: Drawing) -> Tensor:
@@ -49,6 +52,19 @@ def edges(drawing: Drawing) -> Tensor:
 def depth(drawing: Drawing) -> Tensor:
     """Nearness, (B, 1, H, W) in [0, 1]: ground rises towards the viewer, things stand in paint order."""
     return drawing.depth[:, None].clamp(0, 1)
+
+
+def tile(drawing: Drawing) -> Tensor:
+    """The picture shrunk to a fourth and enlarged again, (B, 3, H, W) in [0, 1]."""
+    shown = (drawing.pixels + 1) / 2
+    small = interpolate(shown, scale_factor=0.25, mode="area")
+    return interpolate(small, shown.shape[-2:], mode="bilinear").clamp(0, 1)
+
+
+def blur(drawing: Drawing) -> Tensor:
+    """The picture out of focus, nearly a Gaussian of 4 px at 128 px, (B, 3, H, W) in [0, 1]."""
+    width = 2 * round(drawing.pixels.shape[-1] / 28) + 1
+    return soften((drawing.pixels + 1) / 2, width).clamp(0, 1)
 
 
 def segmentation(drawing: Drawing) -> Tensor:

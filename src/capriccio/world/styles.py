@@ -38,7 +38,8 @@ def _blur(picture: Tensor, width: int) -> Tensor:
     return picture
 
 
-def _soften(picture: Tensor, width: int) -> Tensor:
+def soften(picture: Tensor, width: int) -> Tensor:
+    """Box blur twice, nearly a Gaussian: (B, C, H, W) by odd widths in pixels."""
     return _blur(_blur(picture, width), width)
 
 
@@ -65,12 +66,12 @@ def _steps(picture: Tensor, levels: int, softness: float) -> Tensor:
 
 
 def _flat(layers: Layers) -> Tensor:
-    ground = _steps(_soften(layers.flat, 5), 3, 0.35) * 0.75 + 0.25
+    ground = _steps(soften(layers.flat, 5), 3, 0.35) * 0.75 + 0.25
     return ground + (layers.flat - ground) * layers.cover
 
 
 def _pencil(layers: Layers) -> Tensor:
-    tone = _soften(_grey(layers.shaded), 3)
+    tone = soften(_grey(layers.shaded), 3)
     height, width = tone.shape[2:]
     across, down = (torch.arange(side).to(tone) for side in (width, height))
     hatch = 0.5 + 0.5 * torch.sin(2 * pi * (across[None, :] + down[:, None]) / 12)
@@ -98,10 +99,10 @@ def _blotches(picture: Tensor) -> Tensor:
 
 
 def _watercolour(layers: Layers) -> Tensor:
-    wash = _soften(layers.shaded * 0.5 + layers.flat * 0.5, 3)
-    ground = _soften(layers.shaded, 11)
-    wash = ground + (wash - ground) * _soften(layers.cover, 3)
-    rim = (4 * (_soften(layers.cover, 5) * (1 - _soften(layers.cover, 5)))).clamp(0, 1) * layers.cover
+    wash = soften(layers.shaded * 0.5 + layers.flat * 0.5, 3)
+    ground = soften(layers.shaded, 11)
+    wash = ground + (wash - ground) * soften(layers.cover, 3)
+    rim = (4 * (soften(layers.cover, 5) * (1 - soften(layers.cover, 5)))).clamp(0, 1) * layers.cover
     pigment = 0.62 + 0.13 * _blotches(wash) + 0.22 * layers.cover + 0.25 * rim
     border = _paper(wash)
     return 1 - (1 - wash) * (pigment * border).clamp(0, 1.1)
@@ -121,7 +122,7 @@ def _neon(layers: Layers) -> Tensor:
     vivid = (layers.flat * 1.25 - 0.25 * _grey(layers.flat) + 0.12).clamp(0, 1)
     night = layers.shaded * 0.26 * layers.shaded.new_tensor([0.9, 0.75, 1.4])[None, :, None, None]
     picture = night + (vivid * 0.42 - night) * layers.cover
-    halo = _soften(line * vivid, 9)
+    halo = soften(line * vivid, 9)
     return (picture + line * (vivid * 0.95 + 0.10 - picture).clamp_min(0) + 0.85 * halo).clamp(0, 1)
 
 
@@ -130,7 +131,7 @@ def _blueprint(layers: Layers) -> Tensor:
     ys, xs = (torch.arange(side).to(layers.shaded) * (2 * pi / 16) for side in (height, width))
     grid = torch.maximum(torch.cos(xs)[None, :].expand(height, width), torch.cos(ys)[:, None].expand(height, width))
     paper = layers.shaded.new_tensor([0.09, 0.27, 0.60])[None, :, None, None]
-    tone = _soften(_grey(layers.flat), 3)
+    tone = soften(_grey(layers.flat), 3)
     place = 0.08 * (grid - 0.6).clamp_min(0) / 0.4 + 0.42 * (tone - 0.5) + 0.30 * _contours(tone)
     thing = 0.38 * tone - 0.04
     chalk = place + (thing - place) * layers.cover + 0.80 * _outline(layers)
