@@ -14,7 +14,7 @@ style of the miniature's LoRA, from captions that name none, under its weight.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,7 @@ from capriccio import assets
 from capriccio.evaluation import reports
 from capriccio.evaluation.metrics import to_pixels
 from capriccio.evaluation.regions import paint_graphs
-from capriccio.evaluation.statistics import mean_interval, paired_gain
+from capriccio.evaluation.statistics import mean_interval
 from capriccio.evaluation.steering import KEPT, kept, paint_along
 from capriccio.evaluation.targets import scenes
 from capriccio.perception.reader import read
@@ -51,7 +51,7 @@ def controls(studio: Studio, graphs: Sequence[SceneGraph]) -> Iterable[Row]:
                     to_pixels(paint_along(studio, graphs, kind, scale, regional, told)) if scale else free[regional]
                 )
                 values[scale] = kept(kind, pixels, graphs).tolist()
-            yield from rising({"name": kind, "regions": regional}, values)
+            yield from reports.rising({"name": kind, "regions": regional}, values)
         yield {"name": kind, "regions": False, "scale": None, **asdict(mean_interval(kept(kind, drawn, graphs)))}
 
 
@@ -64,19 +64,7 @@ def styles(studio: Studio, graphs: Sequence[SceneGraph]) -> Iterable[Row]:
             told = reports.counting(f"{STYLE} x {weight:g}{', regions' * regional}")
             painted = paint_graphs(studio, graphs, regional, told=told, beside=loras)
             values[weight] = [float(style == STYLE) for style in read(to_pixels(painted)).style]
-        yield from rising({"name": "style", "regions": regional}, values)
-
-
-def rising(about: Row, values: Mapping[float, Sequence[float]]) -> Iterable[Row]:
-    """One row for each scale, with the paired gain over the one before."""
-    before: Sequence[float] | None = None
-    for scale, scores in values.items():
-        row = about | {"scale": scale, **asdict(mean_interval(scores)), "n": len(scores)}
-        if before is not None:
-            gain = paired_gain(scores, before)
-            row |= {"rise": gain.value, "rise_low": gain.low, "rise_high": gain.high}
-        before = scores
-        yield row
+        yield from reports.rising({"name": "style", "regions": regional}, values)
 
 
 def main() -> None:

@@ -4,11 +4,13 @@
     python benchmarks/layout.py --save benchmarks/results/layout.json       and a file with its recipe
     python benchmarks/layout.py --quick                                     8 scenes of two, to see that it works
 
-Rows: ``{name: "right" | "bled", variant, subjects, value, low, high, n}``; the variants ``regions`` (the paper's base
-ratio of 0.2) and ``regions, base 0.5`` have the paired gain over ``sentence`` (the same captions, seeds and steps
-without regions), ``renders`` is what the reader makes of true
-renders. ``{name: "strength", setting, value, ...}``: two subjects under more and more regional steps, and other
-weights of the whole prompt. Scenes are held out: their combinations of kind, colours and pattern were never trained on.
+Rows: ``{name: "right" | "bled", variant, subjects, value, low, high, n}``; the variant ``regions`` (half of the steps,
+the paper's base ratio of 0.2) has the paired gain over ``sentence`` (the same captions, seeds and steps without
+regions), ``renders`` is what the reader makes of true renders. ``{name: "strength", series, setting, value, ...,
+rise}``: two subjects under more and more regional steps, more of the single blocks, and less of the whole prompt, each
+with the paired gain over the setting before; ``{name: "rank correlation", series, value, ...}``: Spearman's within
+scenes, over the settings of a series. Scenes are held out: their combinations of kind, colours and pattern were never
+trained on.
 """
 
 from __future__ import annotations
@@ -23,24 +25,18 @@ import numpy as np
 from capriccio.evaluation import reports
 from capriccio.evaluation.metrics import to_pixels
 from capriccio.evaluation.regions import bled, held_out, paint_graphs, read_places, right_places
-from capriccio.evaluation.statistics import mean_interval, paired_gain
+from capriccio.evaluation.statistics import mean_interval, paired_gain, rank_correlation
 from capriccio.studio import Studio
 from capriccio.world.draw import draw
 
 SCORES = {"right": right_places, "bled": bled}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "regions": {"mask_inject_steps": 0.5, "base_ratio": 0.2},
-    "regions, base 0.5": {"mask_inject_steps": 0.5, "base_ratio": 0.5},
+USUAL: dict[str, Any] = {"mask_inject_steps": 0.5, "single_inject_blocks_interval": 1, "base_ratio": 0.2}
+STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
+    "steps": {f"inject {share:g}": {"mask_inject_steps": share} for share in (0.125, 0.25, 0.5, 1.0)},
+    "blocks": {f"every {gap}": {"single_inject_blocks_interval": gap} for gap in (6, 3, 2, 1)},
+    "base ratio": {f"base {ratio:g}": {"base_ratio": ratio} for ratio in (0.8, 0.5, 0.2, 0.0)},
 }
-STRENGTHS: dict[str, dict[str, Any]] = {
-    "inject 1/4": {"mask_inject_steps": 0.25},
-    "inject 1/2": {"mask_inject_steps": 0.5},
-    "inject all": {"mask_inject_steps": 1.0},
-    "inject 1/2, base 0": {"mask_inject_steps": 0.5, "base_ratio": 0.0},
-    "inject 1/2, base 0.5": {"mask_inject_steps": 0.5, "base_ratio": 0.5},
-    "inject 1/2, base 0.8": {"mask_inject_steps": 0.5, "base_ratio": 0.8},
-    "inject 1/2, every 2nd single block": {"mask_inject_steps": 0.5, "single_inject_blocks_interval": 2},
-}
+"""Series of settings, each from the weakest to the strongest."""
 
 
 def measure(count: int, others: int, strengths: int, steps: int) -> Iterable[dict[str, Any]]:
@@ -55,9 +51,8 @@ def measure(count: int, others: int, strengths: int, steps: int) -> Iterable[dic
             "renders": draw(graphs).pixels,
             "sentence": to_pixels(paint_graphs(studio, graphs, False, told=reports.counting("sentence"), **settings)),
         }
-        for variant, options in VARIANTS.items():
-            told = reports.counting(variant)
-            found[variant] = to_pixels(paint_graphs(studio, graphs, True, _whole(options, steps), told, **settings))
+        regional = paint_graphs(studio, graphs, True, _whole(USUAL, steps), reports.counting("regions"), **settings)
+        found["regions"] = to_pixels(regional)
         seen = {variant: read_places(graphs, pixels) for variant, pixels in found.items()}
         for name, score in SCORES.items():
             values = {v: [score(g, s) for g, s in zip(graphs, places, strict=True)] for v, places in seen.items()}
@@ -69,17 +64,28 @@ def measure(count: int, others: int, strengths: int, steps: int) -> Iterable[dic
                     **asdict(mean_interval(own)),
                     "n": scenes,
                 }
-                if variant in VARIANTS:
+                if variant == "regions":
                     gain = paired_gain(own, values["sentence"])
                     row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
                 yield row
-    graphs = held_out(strengths, 2)
-    for setting, options in STRENGTHS.items() if strengths else ():
-        pixels = to_pixels(
-            paint_graphs(studio, graphs, True, _whole(options, steps), reports.counting(setting), **settings)
-        )
-        values = [right_places(g, s) for g, s in zip(graphs, read_places(graphs, pixels), strict=True)]
-        yield {"name": "strength", "setting": setting, **asdict(mean_interval(values)), "n": strengths}
+    yield from compare_strengths(studio, strengths, steps)
+
+
+def compare_strengths(studio: Studio, count: int, steps: int) -> Iterable[dict[str, Any]]:
+    """Paint pairs under every series of settings; the usual ones, which all series have, once."""
+    graphs, seen = held_out(count, 2), dict[str, list[float]]()
+    for series, settings in STRENGTHS.items() if count else ():
+        values = {}
+        for setting, options in settings.items():
+            own = _whole(USUAL | options, steps)
+            if (key := str(sorted(own.items()))) not in seen:
+                told = reports.counting(f"{series}, {setting}")
+                pixels = to_pixels(paint_graphs(studio, graphs, True, own, told, num_inference_steps=steps))
+                seen[key] = [right_places(g, s) for g, s in zip(graphs, read_places(graphs, pixels), strict=True)]
+            values[setting] = seen[key]
+        yield from reports.rising({"name": "strength", "series": series}, values, "setting")
+        ranks = rank_correlation(list(zip(*values.values(), strict=True)))
+        yield {"name": "rank correlation", "series": series, **asdict(ranks), "n": count}
 
 
 def _whole(options: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="8 scenes of two subjects")
     parser.add_argument("--scenes", type=int, default=100, help="scenes of two subjects")
     parser.add_argument("--others", type=int, default=100, help="scenes of three, and of four")
-    parser.add_argument("--strengths", type=int, default=48, help="scenes of two for each setting")
+    parser.add_argument("--strengths", type=int, default=24, help="scenes of two for each setting")
     parser.add_argument("--steps", type=int, default=24, help="denoising steps")
     arguments = parser.parse_args()
     sizes = (8, 0, 0) if arguments.quick else (arguments.scenes, arguments.others, arguments.strengths)

@@ -14,7 +14,18 @@ import torch
 from PIL import Image
 
 from capriccio.errors import CapriccioError
-from capriccio.evaluation import bleeding, cases, demo, metrics, regions, reports, statistics, targets, variants
+from capriccio.evaluation import (
+    bleeding,
+    cases,
+    demo,
+    metrics,
+    regions,
+    reports,
+    statistics,
+    steering,
+    targets,
+    variants,
+)
 from capriccio.evaluation.judge import Judge
 from capriccio.pictures import open_picture
 from capriccio.scene import Scene
@@ -324,14 +335,39 @@ def test_boxes_of_things_do_not_overlap_and_hold_their_centres() -> None:
 
 
 @pytest.mark.needs_miniature
-def test_things_of_renders_are_read_at_their_places() -> None:
-    graphs = regions.held_out(24, 2)
+@pytest.mark.parametrize("subjects", [2, 3, 4])
+def test_things_of_renders_are_read_at_their_places(subjects: int) -> None:
+    graphs = regions.held_out(24, subjects)
     seen = regions.read_places(graphs, draw(graphs).pixels)
     assert np.mean([regions.right_places(*pair) for pair in zip(graphs, seen, strict=True)]) >= 0.9
     assert np.mean([regions.bled(*pair) for pair in zip(graphs, seen, strict=True)]) <= 0.05
-    swapped = [places[::-1] for places in seen]
+    swapped = [[*places[1:], places[0]] for places in seen]
     assert np.mean([regions.right_places(*pair) for pair in zip(graphs, swapped, strict=True)]) <= 0.1
     assert np.mean([regions.bled(*pair) for pair in zip(graphs, swapped, strict=True)]) >= 0.9
+
+
+def test_a_series_tells_what_each_setting_gains() -> None:
+    first, second = reports.rising({"name": "x"}, {"weak": [0.0, 1.0, 0.0], "strong": [1.0, 1.0, 0.5]}, "setting")
+    assert (first["setting"], first["n"], "rise" in first) == ("weak", 3, False)
+    assert second["rise"] == pytest.approx(0.5)
+    assert second["rise_low"] <= second["rise"] <= second["rise_high"]
+
+
+def test_rank_correlation_is_of_the_order_alone_and_of_each_subject() -> None:
+    rising = [[0.0, 0.1, 0.9], [5.0, 6.0, 60.0]]
+    assert statistics.rank_correlation(rising).value == 1
+    assert statistics.rank_correlation([row[::-1] for row in rising]).value == -1
+    assert statistics.rank_correlation([*rising, [1.0, 1.0, 1.0]]).value == pytest.approx(2 / 3)
+
+
+@pytest.mark.needs_miniature
+def test_renders_keep_to_their_own_control_pictures_and_not_to_others() -> None:
+    graphs = targets.scenes(24, seed=9)
+    pixels = draw(graphs).pixels
+    for kind in steering.KEPT:
+        own, other = (steering.kept(kind, shown, graphs).mean() for shown in (pixels, pixels.roll(1, 0)))
+        assert own > other + 0.3
+        assert own > 0.75
 
 
 def test_a_scene_graph_becomes_a_region_for_each_thing() -> None:

@@ -24,8 +24,8 @@ from capriccio.world.graph import SceneGraph, Thing
 Box = tuple[float, float, float, float]
 Told = Callable[[int], object]
 BATCH = 8
-ROOM = 1.75
-"""Sides of the window that a thing is read from, in its own: what a single thing has around it, as the reader knows."""
+ROOM = 1.3
+"""Sides of the window that a thing is read from, in its own: with more of them, more of its neighbours is cut off."""
 
 
 def boxes_of(graph: SceneGraph) -> list[Box]:
@@ -49,8 +49,8 @@ def _box(thing: Thing, others: Sequence[Thing]) -> Box:
 def view(picture: Tensor, thing: Thing, box: Box) -> Tensor:
     """Return the place of a thing as a picture of one thing of usual size, (3, 128, 128).
 
-    A window of `ROOM` times its size is enlarged; what lies outside its box, its neighbours', is not seen: there the
-    box's last rows and columns go on.
+    A window of `ROOM` times its size is enlarged; what lies outside its box, its neighbours', is not seen: there is the
+    median colour of the rim of what is seen.
 
     Args:
         picture: (3, 128, 128) in [-1, 1].
@@ -58,14 +58,15 @@ def view(picture: Tensor, thing: Thing, box: Box) -> Tensor:
         box: Its region.
     """
     side = picture.shape[-1]
-    left, top, right, bottom = (round(edge * side) for edge in box)
-    x, y, half = thing.x * side, thing.y * side, ROOM * thing.size * side / 2
-    # how far the window reaches beyond the box; where the box reaches further, it is cut
-    gaps = [round(gap) for gap in (left - (x - half), (x + half) - right, top - (y - half), (y + half) - bottom)]
-    inside = [max(-gap, 0) for gap in gaps]
-    own = picture[:, top + inside[2] : bottom - inside[3], left + inside[0] : right - inside[1]]
-    padded = F.pad(own[None], [max(gap, 0) for gap in gaps], mode="replicate")
-    return F.interpolate(padded, (128, 128), mode="bilinear")[0]
+    span = round(ROOM * thing.size * side)
+    left, top = round(thing.x * side - span / 2), round(thing.y * side - span / 2)
+    x0, y0, x1, y1 = (round(edge * side) for edge in box)
+    x0, y0, x1, y1 = max(x0, left), max(y0, top), min(x1, left + span), min(y1, top + span)
+    own = picture[:, y0:y1, x0:x1]
+    rim = torch.cat([own[:, 0], own[:, -1], own[:, :, 0], own[:, :, -1]], dim=1)
+    window = rim.median(dim=1).values[:, None, None].repeat(1, span, span)
+    window[:, y0 - top : y1 - top, x0 - left : x1 - left] = own
+    return F.interpolate(window[None], (128, 128), mode="bilinear")[0]
 
 
 def read_places(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[list[tuple[str, str]]]:

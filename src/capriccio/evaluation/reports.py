@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from capriccio.evaluation.statistics import mean_interval, paired_gain
 from capriccio.pictures import write_whole
 
 Row = Mapping[str, Any]
@@ -52,6 +54,24 @@ def show(rows: Sequence[Row], title: str, as_json: bool = False) -> None:
 def json_lines(rows: Iterable[Row]) -> str:
     """Return one JSON object a line; numbers are rounded to six digits."""
     return "\n".join(json.dumps({key: _rounded(value) for key, value in row.items()}) for row in rows)
+
+
+def rising(about: Row, values: Mapping[Any, Sequence[float]], setting: str = "scale") -> Iterator[Row]:
+    """Return a row for each setting of a series, with its paired gain over the one before as ``rise``.
+
+    Args:
+        about: What all rows say.
+        values: For each setting, in order, a score a subject.
+        setting: What the settings are called.
+    """
+    before: Sequence[float] | None = None
+    for name, scores in values.items():
+        row = {**about, setting: name, **asdict(mean_interval(scores)), "n": len(scores)}
+        if before is not None:
+            gain = paired_gain(scores, before)
+            row |= {"rise": gain.value, "rise_low": gain.low, "rise_high": gain.high}
+        before = scores
+        yield row
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

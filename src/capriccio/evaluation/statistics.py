@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, spearmanr
 
 _RESAMPLES = 4999
 
@@ -59,6 +59,18 @@ def paired_gain(scores: ArrayLike, baseline: ArrayLike, confidence: float = 0.95
         seed: Fixes the resamples.
     """
     return mean_interval(subject_means(scores) - subject_means(baseline), confidence, seed)
+
+
+def rank_correlation(scores: ArrayLike) -> Interval:
+    """Return how surely scores rise from setting to setting: Spearman's within each subject, -1 to 1, their mean.
+
+    Args:
+        scores: One row a subject, one column a setting, in their order, (S, settings); a subject that has the same
+            score under all of them counts 0.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    order = np.arange(table.shape[1])
+    return mean_interval([spearmanr(order, row).statistic if np.ptp(row) else 0.0 for row in table])
 
 
 def subject_means(scores: ArrayLike) -> NDArray[np.float64]:

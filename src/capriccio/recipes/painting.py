@@ -28,7 +28,7 @@ from capriccio.world.whole import UNKNOWN, Picture, describe
 LATENTS = 8
 PARTS, INKS = NUM_PARTS, NUM_INKS
 LARGEST = "15MB"
-"""File of weights, beyond which they are divided: small, for a repository."""
+"""File of weights in the repository, beyond which they are divided."""
 
 
 def gather_cells(labels: Tensor, token: int) -> Tensor:
@@ -129,7 +129,7 @@ class GalleryTask(Visitor):
         return {}
 
 
-def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
+def save_halved(pipe: DiffusionPipeline, folder: Path, largest: str = LARGEST) -> None:
     """Save a pipeline in half precision, such that a plain ``from_pretrained(folder)`` gives single precision.
 
     diffusers loads its own parts in single precision, transformers in the precision that their configuration names:
@@ -138,8 +138,9 @@ def save_halved(pipe: DiffusionPipeline, folder: Path) -> None:
     Args:
         pipe: Is in half precision afterwards.
         folder: Made if absent.
+        largest: File of weights, beyond which they are divided.
     """
-    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=LARGEST)
+    pipe.to(torch.float16).save_pretrained(folder, max_shard_size=largest)
     for place in folder.glob("text_encoder*/config.json"):
         config = json.loads(place.read_text()) | {"dtype": "float32"}
         place.write_text(json.dumps(config, indent=2) + "\n")

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
-from capriccio.evaluation.statistics import Interval, mean_interval, paired_gain
+from capriccio.evaluation.statistics import Interval, mean_interval, paired_gain, rank_correlation, subject_means
 
 Row = Mapping[str, Any]
 NEARLY = 0.95
@@ -198,9 +197,7 @@ def beta_correlations(rows: Sequence[Row]) -> dict[str, Interval]:
     betas, found = sorted(strengths), {}
     for measure in NAMES:
         scores = by_subject(rows, measure, *(strengths[beta] for beta in betas))
-        means = np.stack([np.nanmean(score, axis=1) for score in scores], axis=1)
-        ranks = [spearmanr(betas, subject).statistic if np.ptp(subject) else 0.0 for subject in means]
-        found[measure] = mean_interval(ranks)
+        found[measure] = rank_correlation(np.stack([subject_means(score) for score in scores], axis=1))
     return found
 
 
