@@ -1,7 +1,8 @@
-"""Are things where they were asked for, with regions and without? The miniature's FLUX, read by the reader.
+"""Are things where they were asked for, with regions and without? The miniature's paintings, read by the reader.
 
     python benchmarks/layout.py --json                                      one row a line
     python benchmarks/layout.py --save benchmarks/results/layout.json       and a file with its recipe
+    python benchmarks/layout.py --model miniature-sd                        Stable Diffusion instead of FLUX
     python benchmarks/layout.py --quick                                     8 scenes of two, to see that it works
 
 Rows: ``{name: "right" | "bled", variant, subjects, value, low, high, n}``; the variant ``regions`` (half of the steps,
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from capriccio.backbones.unet import UNetBackbone
 from capriccio.evaluation import reports
 from capriccio.evaluation.metrics import to_pixels
 from capriccio.evaluation.regions import bled, held_out, paint_graphs, read_places, right_places
@@ -30,18 +32,18 @@ from capriccio.studio import Studio
 from capriccio.world.draw import draw
 
 SCORES = {"right": right_places, "bled": bled}
-USUAL: dict[str, Any] = {"mask_inject_steps": 0.5, "single_inject_blocks_interval": 1, "base_ratio": 0.2}
+USUAL: dict[str, Any] = {"mask_inject_steps": 0.5, "base_ratio": 0.2}
 STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     "steps": {f"inject {share:g}": {"mask_inject_steps": share} for share in (0.125, 0.25, 0.5, 1.0)},
-    "blocks": {f"every {gap}": {"single_inject_blocks_interval": gap} for gap in (6, 3, 2, 1)},
+    "blocks": {f"every {gap}": {"single_inject_blocks_interval": gap} for gap in (6, 3, 2)} | {"every 1": {}},
     "base ratio": {f"base {ratio:g}": {"base_ratio": ratio} for ratio in (0.8, 0.5, 0.2, 0.0)},
 }
-"""Series of settings, each from the weakest to the strongest."""
+"""Series of settings, each from the weakest to the strongest; U-Nets have no single blocks."""
 
 
-def measure(count: int, others: int, strengths: int, steps: int) -> Iterable[dict[str, Any]]:
-    """Measure two subjects in full, three and four on fewer scenes, then strengths on fewer of the pairs."""
-    studio = Studio.open("miniature")
+def measure(model: str, count: int, others: int, strengths: int, steps: int) -> Iterable[dict[str, Any]]:
+    """Measure two, three and four subjects, then strengths on pairs."""
+    studio = Studio.open(model)
     settings = {"num_inference_steps": steps}
     for subjects, scenes in ((2, count), (3, others), (4, others)):
         if not scenes:
@@ -75,6 +77,8 @@ def compare_strengths(studio: Studio, count: int, steps: int) -> Iterable[dict[s
     """Paint pairs under every series of settings; the usual ones, which all series have, once."""
     graphs, seen = held_out(count, 2), dict[str, list[float]]()
     for series, settings in STRENGTHS.items() if count else ():
+        if series == "blocks" and isinstance(studio.backbone, UNetBackbone):
+            continue
         values = {}
         for setting, options in settings.items():
             own = _whole(USUAL | options, steps)
@@ -99,17 +103,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--save", metavar="FILE", help="also write rows and recipe to this JSON file")
     parser.add_argument("--quick", action="store_true", help="8 scenes of two subjects")
+    parser.add_argument("--model", default="miniature", choices=("miniature", "miniature-sd"))
     parser.add_argument("--scenes", type=int, default=100, help="scenes of two subjects")
     parser.add_argument("--others", type=int, default=100, help="scenes of three, and of four")
     parser.add_argument("--strengths", type=int, default=24, help="scenes of two for each setting")
     parser.add_argument("--steps", type=int, default=24, help="denoising steps")
     arguments = parser.parse_args()
     sizes = (8, 0, 0) if arguments.quick else (arguments.scenes, arguments.others, arguments.strengths)
-    rows = list(measure(*sizes, arguments.steps))
+    rows = list(measure(arguments.model, *sizes, arguments.steps))
     reports.show(rows, "Things at their places", arguments.json)
     if arguments.save:
         names = ("two", "three_and_four", "strengths")
-        protocol = dict(zip(names, sizes, strict=True)) | {"steps": arguments.steps}
+        protocol = {"model": arguments.model, **dict(zip(names, sizes, strict=True)), "steps": arguments.steps}
         reports.save(arguments.save, rows, reports.recipe(**protocol))
 
 
