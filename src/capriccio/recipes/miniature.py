@@ -312,6 +312,7 @@ def carry_out(order: Order) -> None:
     task = make_task(order)
     model = fit(task, order.run)
     if rank() == 0:
+        torch.set_num_threads(os.cpu_count() or 1)  # the other processes are done
         replace_folder(order.folder, lambda scratch: task.save(model, scratch))
         model.float()
         rows = task.measure(model)
