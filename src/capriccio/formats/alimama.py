@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from capriccio.errors import CapriccioError
 from capriccio.formats.tensors import check_fit
+from capriccio.modules.controlnet import new_controlnet
 
 MASK_CHANNELS = 4
 """One mask value for each of the 2 x 2 latent cells of a token."""
@@ -48,12 +48,7 @@ def new_inpainting_controlnet(
         num_layers: Double blocks to copy.
         num_single_layers: Single blocks to copy.
     """
-    known = signature(FluxControlNetModel.__init__).parameters
-    config = {key: value for key, value in transformer.config.items() if key in known}
-    config |= {"num_layers": num_layers, "num_single_layers": num_single_layers}
-    controlnet = FluxControlNetModel(**config)
-    shared = {key: value for key, value in transformer.state_dict().items() if key in controlnet.state_dict()}
-    controlnet.load_state_dict(shared, strict=False)
+    controlnet = new_controlnet(transformer, num_layers=num_layers, num_single_layers=num_single_layers)
     _make_room(controlnet, MASK_CHANNELS)
     nn.init.zeros_(controlnet.controlnet_x_embedder.weight)
     nn.init.zeros_(controlnet.controlnet_x_embedder.bias)

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from capriccio.evaluation import steering
+from capriccio.modules.controlnet import new_controlnet
 from capriccio.recipes.flux import BATCH, JointSentences, pack
 from capriccio.recipes.gallery import Pictures, Wing, encode
 from capriccio.recipes.inpainting import ControlNetTask, Guided
@@ -32,25 +31,6 @@ from capriccio.world.graph import SceneGraph
 
 SHARES = {"canny": 0.27, "tile": 0.1, "depth": 0.27, "blur": 0.1, "pose": 0.26}
 """How often a batch shows each kind of picture: shrunk and blurred ones are soon learned."""
-
-
-def new_union(
-    transformer: FluxTransformer2DModel, modes: int, *, num_layers: int = 1, num_single_layers: int = 1
-) -> FluxControlNetModel:
-    """Return an untrained ControlNet of several kinds of picture that adds nothing yet.
-
-    Args:
-        transformer: The frozen base, whose first blocks it copies.
-        modes: Kinds of picture.
-        num_layers: Double blocks to copy.
-        num_single_layers: Single blocks to copy.
-    """
-    known = signature(FluxControlNetModel.__init__).parameters
-    config = {key: value for key, value in transformer.config.items() if key in known}
-    config |= {"num_layers": num_layers, "num_single_layers": num_single_layers, "num_mode": modes}
-    net = FluxControlNetModel(**config)
-    net.load_state_dict(transformer.state_dict(), strict=False)
-    return net
 
 
 @dataclass
@@ -69,7 +49,8 @@ class UnionTask(ControlNetTask):
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        return Guided(new_union(self.transformer, len(CONTROLS)), self.transformer)
+        net = new_controlnet(self.transformer, num_layers=1, num_single_layers=1, num_mode=len(CONTROLS))
+        return Guided(net, self.transformer)
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
         """Of the pictures, those of flat scenes: for the solids among them there are no control pictures."""
