@@ -153,7 +153,7 @@ def copy_alarm(count: int = 128) -> list[Row]:
     ]
 
 
-def style_read(studio: Studio, style: str, lora: Path, weight: float, count: int = 64) -> float:
+def style_read(studio: Studio, style: str, lora: Path, weight: float, count: int = 32) -> float:
     """Return which share of pictures, painted with a LoRA from sentences of no style, is read as of a style."""
     graphs = scenes(count, seed=6)
     asked = [
