@@ -14,7 +14,7 @@ from capriccio import assets
 from capriccio.errors import Cancelled, CapriccioError
 from capriccio.recipes import miniature
 from capriccio.recipes.family import Member, Step, Trace, Wanted, in_order, judge, plan_family
-from capriccio.recipes.miniature import FAMILY, ORDER, Order, train, train_family, weights_hash
+from capriccio.recipes.miniature import FAMILY, ORDER, Order, plan, train, train_family, weights_hash
 from capriccio.training.trainer import CHECKPOINT
 
 ORIGIN = {"budget": "cpu", "seed": 0, "start": ""}
@@ -223,6 +223,20 @@ def test_one_model_learns_from_what_is_there(worker: Worker, tmp_path: Path) -> 
         train(Order("sd-inpaint", tmp_path / "runs"))
     train(Order("sd-inpaint", tmp_path / "runs", start=tmp_path))  # its base is given
     assert worker.trained[-2:] == ["flux", "sd-inpaint"]
+
+
+def test_only_a_flux_that_goes_on_can_keep_its_text(worker: Worker, tmp_path: Path) -> None:
+    for name in ("vae", "clip"):
+        worker(Order(name, tmp_path / "others"))
+    for order, says in (
+        (Order("flux", tmp_path, keep_text=True), "'flux' begins anew"),
+        (Order("sd", tmp_path, start=tmp_path, keep_text=True), "'sd' is another model"),
+    ):
+        with pytest.raises(CapriccioError, match=says):
+            train(order)
+    train(Order("flux", tmp_path / "runs", start=tmp_path, keep_text=True))
+    (step,) = plan([Order("flux", tmp_path / "runs", start=tmp_path)])
+    assert "its text kept" in str(step)  # what learned otherwise is another training
 
 
 def test_what_is_not_known_is_said_and_taken_as_it_is(worker: Worker, tmp_path: Path) -> None:

@@ -238,6 +238,13 @@ def test_flux_learns_and_saves(tmp_path: Path, base: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_flux_goes_on_beside_its_text(tmp_path: Path, base: Path) -> None:
+    model, _ = one_step(prepared(flux.FluxTask(tmp_path, start=base, keep_text=True)))
+    assert all(value.grad is None for value in model.text_encoder.parameters())
+    assert any(value.grad is not None for value in model.transformer.parameters())
+
+
+@pytest.mark.usefixtures("small")
 def test_fill_starts_as_its_base_and_saves(tmp_path: Path, base: Path) -> None:
     task = prepared(inpainting.FillTask(tmp_path, start=base))
     model, _ = one_step(task)

@@ -757,6 +757,10 @@ def miniature(
     content: Annotated[
         str | None, typer.Option(help="Learn from pictures of objects, people or garments alone; all by default.")
     ] = None,
+    keep_text: Annotated[
+        bool,
+        typer.Option("--keep-text", help="FLUX's text encoder stays as in --start, so Fill and ControlNets fit on."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be trained.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -772,11 +776,11 @@ def miniature(
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
     if everything == (name is not None):
         raise CapriccioError(f"Say what to train: one of {', '.join(family.ORDER)}, or else --all.")
-    for option, given in (("--start", start), ("--content", content)):
+    for option, given in (("--start", start), ("--content", content), ("--keep-text", keep_text or None)):
         if everything and given is not None:
             raise CapriccioError(f"{option} is for one model; leave it out, or train that model by its name.")
     names = family.ORDER if name is None else (name,)
-    orders = [family.Order(each, out, budget.value, minutes, seed, start, content) for each in names]
+    orders = [family.Order(each, out, budget.value, minutes, seed, start, content, keep_text) for each in names]
     steps = family.plan(orders)
     if not as_json:
         Console(stderr=not dry_run).print(_steps(steps, "minutes"))

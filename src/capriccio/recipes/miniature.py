@@ -79,6 +79,7 @@ class Order:
         seed: Seed of weights and data; ``None`` takes the recipe's.
         start: A finished folder of weights to go on from, where the recipe can.
         content: What its pictures show, one of ``world.whole.SHEETS``; ``None`` is the whole world.
+        keep_text: Of a FLUX that goes on from a folder: its text encoder stays, so that what learned beside it fits on.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Order:
     seed: int | None = None
     start: Path | None = None
     content: str | None = None
+    keep_text: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in FAMILY:
@@ -155,7 +157,8 @@ def look(order: Order) -> Wanted:
     from capriccio.training.trainer import minutes_learned
 
     schedule = make_task(order).schedule
-    origin = {"budget": order.budget, "seed": schedule.seed, "start": str(order.start or "")}
+    start = f"{order.start or ''}{', its text kept' if order.keep_text else ''}"
+    origin = {"budget": order.budget, "seed": schedule.seed, "start": start}
     origin["content"] = order.content or "the whole world"
     origin |= {need: weights_hash(need) for need in order.needs}
     minutes, record = minutes_learned(order.run), read_record(order.run)
@@ -266,11 +269,17 @@ def make_task(order: Order) -> Any:
         raise CapriccioError(f"The recipe of {order.name!r} cannot go on from a folder; leave --start out.")
     if order.content is not None and "content" not in accepted:
         raise CapriccioError(f"The recipe of {order.name!r} draws its own pictures; leave --content out.")
+    if order.keep_text and ("keep_text" not in accepted or order.start is None):
+        raise CapriccioError(
+            f"--keep-text is for a FLUX that goes on from a folder (--start), but {order.name!r} "
+            f"{'begins anew' if order.start is None else 'is another model'}; leave it out."
+        )
     given = {
         "budget": order.budget,
         "runs": order.runs,
         "start": order.start,
         "content": order.content,
+        "keep_text": order.keep_text,
         "rank": rank(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
@@ -290,7 +299,7 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         f"- Data: the procedural world of capriccio, training split, seed {task.schedule.seed}; drawn on the fly.",
         f"- Recipe: `capriccio train miniature {order.name} --budget {order.budget} "
         f"--minutes {task.schedule.minutes:g}{f' --content {order.content}' if order.content else ''}`"
-        f"{', going on from earlier weights' if order.start else ''}.",
+        f"{', going on from earlier weights' if order.start else ''}{' beside their text' if order.keep_text else ''}.",
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
         f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit()}.",
         "- Licence: Apache-2.0.",
