@@ -13,7 +13,7 @@ from capriccio.backbones.flux import FluxBackbone
 from capriccio.methods import METHODS
 from capriccio.pictures import Picture
 from capriccio.plan import Plan, make_plan
-from capriccio.scene import Region, Scene
+from capriccio.scene import Control, Region, Scene
 from capriccio.studio import Studio
 from capriccio.world.vocabulary import WORDS
 
@@ -77,7 +77,10 @@ def test_large_ones_are_planned_at_their_size(flux: FluxBackbone, path: Path) ->
 @pytest.mark.needs_miniature
 @pytest.mark.parametrize("path", SMALL, ids=name_of)
 def test_small_ones_are_planned_on_the_miniature(miniature: Studio, path: Path) -> None:
-    check_groups(miniature.plan(Scene.load(path)))
+    scene = Scene.load(path)
+    if any(isinstance(one, Control) for one in scene.conditions) and not miniature.backbone.controlnets:
+        pytest.skip("the miniature's ControlNet has no weights yet: capriccio train miniature controlnet-union")
+    check_groups(miniature.plan(scene))
 
 
 @pytest.mark.parametrize("path", MINIATURE, ids=name_of)
