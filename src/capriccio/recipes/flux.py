@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,10 +52,22 @@ class Size:
 SIZE = Size(heads=4, double=2, single=6, text_layers=2)
 SHARES = {"scenes": 0.63, "pairs": 0.34, "grids": 0.03}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
-NOISE = {"scenes": 0.0, "panels": 0.3}
-"""Means of the logits of the noise levels, which are spread nearly evenly: above 0.8 the words choose kinds and colours
-(there they lower the loss three to ten times more than below 0.6), and below 0.4 outlines become straight. With half of
-the levels above 0.73, colours came right and every outline was a lump."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Noise levels of training: the sigmoid of a normal, with a mean for each wing; panels see more noise.
+
+    Above 0.8 the words choose kinds and colours: there they lower the loss three to ten times more than below 0.6.
+    """
+
+    scenes: float
+    panels: float
+    deviation: float = 1.0
+
+    def draw(self, count: int, panels: bool, rng: torch.Generator) -> Tensor:
+        """Draw levels (count,) in (0, 1) for scenes or for panels."""
+        return logit_normal(count, self.panels if panels else self.scenes, rng, self.deviation)
 
 
 def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransformer2DModel:
@@ -177,6 +190,7 @@ class FluxTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = TOKEN
+    levels: ClassVar = Levels(scenes=1.0, panels=1.3)
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder to go on from
@@ -206,8 +220,7 @@ class FluxTask(GalleryTask):
     def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Noisy latents, velocity as tokens, noise level and token grid of a batch; panels see more noise."""
         latents = batch["latents"]
-        mean = NOISE["panels" if latents.shape[-1] > 16 else "scenes"]
-        sigma = logit_normal(len(latents), mean, rng, deviation=1.6).to(latents.device)
+        sigma = self.levels.draw(len(latents), latents.shape[-1] > 16, rng).to(latents.device)
         noise = torch.randn(latents.shape, generator=rng).to(latents.device)
         noisy, velocity = flow_matching_pair(latents, noise, sigma)
         grid = grid_ids(latents.shape[-2] // 2, latents.shape[-1] // 2).to(latents.device)

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from capriccio import assets
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
-from capriccio.recipes.flux import FluxTask, Painter, is_muons, pack
+from capriccio.recipes.flux import FluxTask, Levels, Painter, is_muons, pack
 from capriccio.recipes.gallery import Pictures, Wing, encode
 from capriccio.recipes.masks import random_mask
 from capriccio.recipes.painting import LARGEST, LATENTS, forget_origins, map_loss
@@ -54,6 +54,7 @@ class FillTask(FluxTask):
     """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels."""
 
     shares = SHARES
+    levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, decay=0.8, seed=1))
     name: str = "fill"
