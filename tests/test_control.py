@@ -533,7 +533,8 @@ def test_a_folder_of_the_union_opens_under_both_its_names(sdxl: UNetBackbone, tm
     for name in ("ControlNetUnionModel", "ControlNetModel_Union"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": name}))
         backbone = open_backbone(tmp_path / "sdxl", controlnets=[tmp_path / "union"])
-        assert torch.equal(latents_of(backbone, Control(DEPTH, mode="depth")), ours)
+        # Weights read from a file lie elsewhere in memory, which some processors' kernels round differently.
+        torch.testing.assert_close(latents_of(backbone, Control(DEPTH, mode="depth")), ours)
 
 
 def test_nets_of_another_family_are_refused(flux_folder: Path, controlnet_folder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.loading import open_backbone
 from capriccio.errors import CapriccioError
 from capriccio.evaluation import sheets
+from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
+from capriccio.evaluation.lar_gen.samples import Guest, Place, Sample, Wish
 from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.modules.lar_gen import Eye, LarGen
 from capriccio.recipes import (
@@ -43,6 +45,7 @@ from capriccio.recipes import (
     inpainting,
     masks,
     miniature,
+    paint_by_example,
     painting,
     sd,
     style_lora,
@@ -51,6 +54,7 @@ from capriccio.recipes import (
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
 from capriccio.recipes.lar_gen import miniature as lar_gen
 from capriccio.recipes.reader import IGNORED, indices
+from capriccio.recipes.subjects import alone
 from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
@@ -411,10 +415,46 @@ def test_lar_gen_learns_in_two_stages_and_paints(
     assert np.array_equal(np.asarray(painting.images[0])[:, 16:], np.asarray(picture)[:, 16:])
 
 
+@pytest.mark.usefixtures("small")
+def test_paint_by_example_begins_as_the_inpainter_and_paints_from_its_folder(
+    tmp_path: Path, sd_base: Path, inpaint_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paint_by_example.PaintByExampleTask, "base", inpaint_base)
+    task = prepared(paint_by_example.PaintByExampleTask(tmp_path, content="objects"))
+
+    # Its channels are those of the inpainting model in another order: away from the rim, the first layer sees the same.
+    inpainter = UNet2DConditionModel.from_pretrained(inpaint_base, subfolder="unet")
+    noisy, mask, known = (torch.randn(1, channels, 4, 4) for channels in (8, 1, 8))
+    with torch.no_grad():
+        before = inpainter.conv_in(torch.cat([noisy, mask, known], dim=1))
+        after = paint_by_example.reordered(inpainter).conv_in(torch.cat([noisy, known, 1 - mask], dim=1))
+    assert torch.allclose(before[..., 1:-1, 1:-1], after[..., 1:-1, 1:-1], atol=1e-5)
+
+    model, _ = one_step(task)
+    learning = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert learning == {name for name, value in model.named_parameters() if value.requires_grad}
+    # CLIP stays; all else learns.
+    assert {name for name, _ in model.named_parameters()} - learning == {
+        name for name, _ in model.named_parameters() if name.startswith("image_encoder.model.")
+    }
+    task.save(model, tmp_path / "example")
+    assert not (tmp_path / "example/vae").exists()
+
+    studio = Studio.open(sd_base, inpainting=inpaint_base, device="cpu")
+    paint = VARIANTS["paint-by-example"](studio, Settings(steps=1, paint_by_example=tmp_path / "example"))
+    source, mask = Image.new("RGB", (32, 32), "red"), Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    guest = Guest("mug", "mug", Image.new("RGBA", (32, 32), "blue"), source)
+    painted = paint(Sample(0, Place("place", source, mask), guest, Wish("plain", "a {}")), 0)
+    changed = (np.asarray(painted) != np.asarray(source)).any(-1)
+    assert changed[:, :16].any()
+    assert not changed[:, 16:].any()
+
+
 def test_a_subject_alone_fills_a_square() -> None:
     pixels, mask = torch.zeros(3, 40, 60), torch.zeros(40, 60, dtype=torch.bool)
     mask[10:20, 30:50] = True
-    found = lar_gen.alone(pixels, mask)
+    found = alone(pixels, mask)
     assert found.shape == (3, 128, 128)
     assert (found[:, 64, 64] == 0).all()
     assert (found[:, 5, 64] == 1).all()

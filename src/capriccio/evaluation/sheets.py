@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,11 +18,13 @@ from torch import Tensor
 from capriccio import assets
 from capriccio.canvas import on_colour
 from capriccio.errors import CapriccioError, nearest
+from capriccio.evaluation.lar_gen.miniature import miniature
+from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
 from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct
 from capriccio.evaluation.targets import GUIDANCE
 from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
-from capriccio.pictures import grid
+from capriccio.pictures import fit, grid
 from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.world.casting import sample_people
@@ -238,6 +241,15 @@ def customised(name: str, refine: bool) -> Image.Image:
     return grid([*alone, *sources, *painted], COLUMNS)
 
 
+def exemplified(name: str) -> Image.Image:
+    """Held-out subjects, the pictures they are to stand in, and what Paint by Example makes of both."""
+    samples = miniature().samples(COLUMNS)
+    settings = Settings(paint_by_example=Path(assets.path(f"miniature/{name}")))
+    paint = VARIANTS[name](Studio.open("miniature-sd"), settings)
+    subjects, sources = [fit(each.subject, 128, 128)[0] for each in samples], [each.place.source for each in samples]
+    return grid([*subjects, *sources, *(paint(each, each.number) for each in samples)], COLUMNS)
+
+
 def _masks(drawing: Drawing) -> list[Image.Image]:
     """Where any subject is, white on black."""
     return [Image.fromarray((mask.any(0).numpy() * 255).astype(np.uint8)) for mask in drawing.subjects]
@@ -256,6 +268,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "controlnet-union": steerings,
     "sd": partial(paintings, "miniature-sd"),
     "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
+    "paint-by-example": partial(exemplified, "paint-by-example"),
     "lar-gen-assign": partial(customised, "lar-gen-assign", refine=False),
     "lar-gen": partial(customised, "lar-gen", refine=True),
 }

@@ -117,6 +117,12 @@ class Eye(nn.Module):
         """Number of its features: one for each patch, and one for the whole."""
         return (self.encoder.config.image_size // self.encoder.config.patch_size) ** 2 + 1
 
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """Return pictures (B, 3, h, w) as CLIP is given them; of square ``pixels`` (B, 3, H, W) in [-1, 1]."""
+        side = self.encoder.config.image_size
+        sized = interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+        return ((sized + 1) / 2 - self.mean) / self.std
+
     @torch.no_grad()
     def features(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the features (B, T, C) of the last layer but one, of the last, and the embedding (B, E) of the whole.
@@ -124,9 +130,7 @@ class Eye(nn.Module):
         Args:
             pixels: (B, 3, H, W) in [-1, 1], square.
         """
-        side = self.encoder.config.image_size
-        sized = interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
-        given = ((sized + 1) / 2 - self.mean) / self.std
+        given = self.prepared(pixels)
         found = self.encoder(given.to(self.encoder.dtype), output_hidden_states=True)
         return found.hidden_states[-2], found.last_hidden_state, found.image_embeds
 

@@ -59,6 +59,7 @@ FAMILY = {
     "controlnet-union": Member("control.UnionTask", needs=("vae", "clip"), base="flux"),
     "sd": Member("sd.SDTask", needs=("vae", "clip")),
     "sd-inpaint": Member("sd.SDInpaintTask", needs=("vae", "clip"), base="sd"),
+    "paint-by-example": Member("paint_by_example.PaintByExampleTask", needs=("vae", "clip"), base="sd-inpaint"),
     "lar-gen-assign": Member("lar_gen.miniature.AssignTask", needs=("vae", "clip"), base="sd-inpaint"),
     "lar-gen": Member("lar_gen.miniature.RefineTask", needs=("vae", "clip", "sd", "sd-inpaint"), base="lar-gen-assign"),
 }

@@ -141,7 +141,7 @@ def save_halved(pipe: DiffusionPipeline, folder: Path, largest: str = LARGEST) -
         largest: File of weights, beyond which they are divided.
     """
     pipe.to(torch.float16).save_pretrained(folder, max_shard_size=largest)
-    for place in folder.glob("text_encoder*/config.json"):
+    for place in folder.glob("*_encoder*/config.json"):
         config = json.loads(place.read_text()) | {"dtype": "float32"}
         place.write_text(json.dumps(config, indent=2) + "\n")
     forget_origins(folder)

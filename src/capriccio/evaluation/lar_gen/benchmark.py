@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import capriccio.evaluation.lar_gen.miniature as world
+from capriccio import assets
+from capriccio.backbones.loading import MINIATURE_SD
 from capriccio.backbones.weights import fingerprint
 from capriccio.errors import CapriccioError
 from capriccio.evaluation import reports
@@ -27,6 +29,8 @@ from capriccio.perception.reader import load_reader
 from capriccio.studio import Studio
 
 PUBLIC_CLIP = "openai/clip-vit-large-patch14"
+EXAMPLE = "miniature/paint-by-example"
+"""The Paint-by-Example beside the miniature's Stable Diffusion."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Benchmark:
         dreambooth: DreamBooth's folder; both or neither.
         count: How many samples, a fair choice; all by default.
         variants: Names of `painters.VARIANTS`; all that the model can paint by default.
-        settings: What all variants share.
+        settings: What all variants share; the miniature's Stable Diffusion has a Paint-by-Example of its own.
         clip: Folder or repository of a CLIP; for the world its own, for photographs ``openai/clip-vit-large-patch14``.
         seed: Of the choice of data.
     """
@@ -93,7 +97,8 @@ class Benchmark:
         flux = None if self.flux is None else Studio.open(self.flux)
         # The world cannot draw itself into photographs.
         ways = {name: way for name, way in VARIANTS.items() if self.coco is None or name != "drawn"}
-        painters = open_painters(studio, replace(self.settings, flux=flux), self.variants, noted, ways)
+        settings = replace(self.settings, flux=flux, paint_by_example=self._example())
+        painters = open_painters(studio, settings, self.variants, noted, ways)
         examiner = Examiner(data, clip)
         manifest = self.manifest(data, studio, flux, clip)
         rows = run(samples, painters, examiner, folder, manifest, told)
@@ -107,15 +112,19 @@ class Benchmark:
         made_by = reports.recipe(
             steps=self.settings.steps, guidance=self.settings.guidance, seeds="the sample's number"
         )
-        own = self.settings.paint_by_example
+        example = self.settings.paint_by_example or (EXAMPLE if self._example() else None)
         return {
             "data": data.manifest(),
             "encoders": encoders | world_reader,
             "model": {"name": self.model, "weights": dict(studio.weights)},
             "flux": None if flux is None else {"name": self.flux, "weights": dict(flux.weights)},
-            "paint_by_example": None if own is None else str(own),
+            "paint_by_example": None if example is None else str(example),
             **made_by,
         }
+
+    def _example(self) -> Path | None:
+        own = self.model == MINIATURE_SD and assets.available(EXAMPLE)
+        return self.settings.paint_by_example or (assets.path(EXAMPLE) if own else None)
 
     def _data(self) -> Protocol:
         if (self.coco is None) != (self.dreambooth is None):

@@ -131,7 +131,8 @@ def on_flux(way: Variant) -> Variant:
 def paint_by_example(studio: Studio, settings: Settings) -> Painter:
     """Paint by Example (arXiv 2211.13227), diffusers' pipeline: subject and mask, no text.
 
-    The whole picture is padded to the square that the checkpoint was trained at; nothing outside the mask changes.
+    The whole picture is padded to the square that the checkpoint was trained at; nothing outside the mask changes. A
+    checkpoint without a VAE paints with the studio's.
 
     Raises:
         CapriccioError: If there is no checkpoint, or it cannot be loaded.
@@ -140,7 +141,7 @@ def paint_by_example(studio: Studio, settings: Settings) -> Painter:
     if folder is None:
         raise CapriccioError("Paint-by-Example needs a checkpoint of its own; give its folder with --paint-by-example.")
     try:
-        pipe = _paint_by_example_pipeline(folder)
+        pipe = _paint_by_example_pipeline(folder, studio)
     except (OSError, ValueError, KeyError) as error:
         raise CapriccioError(
             f"{str(folder)!r} could not be opened as Paint-by-Example ({type(error).__name__}); give the folder of a "
@@ -164,19 +165,20 @@ def paint_by_example(studio: Studio, settings: Settings) -> Painter:
     return paint
 
 
-def _paint_by_example_pipeline(folder: Path) -> Any:
+def _paint_by_example_pipeline(folder: Path, studio: Studio) -> Any:
     # Part by part: diffusers no longer finds the image encoder by the name of the library that checkpoints give.
     import diffusers
     from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
     from transformers import CLIPImageProcessor, CLIPVisionConfig
 
-    scheduler = json.loads((folder / "model_index.json").read_text("utf-8"))["scheduler"][1]
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
     look = CLIPVisionConfig.from_pretrained(folder, subfolder="image_encoder")
+    has_vae = index["vae"][0] is not None  # the miniature's folder leaves it out
     return diffusers.PaintByExamplePipeline(
-        vae=diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae"),
+        vae=diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae") if has_vae else studio.backbone.pipe.vae,
         image_encoder=PaintByExampleImageEncoder.from_pretrained(folder, subfolder="image_encoder", config=look),
         unet=diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
-        scheduler=getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler"),
+        scheduler=getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler"),
         safety_checker=None,  # a false alarm would turn a picture black, and its measures with it
         feature_extractor=CLIPImageProcessor.from_pretrained(folder, subfolder="feature_extractor"),
     )

@@ -38,10 +38,11 @@ from capriccio.pictures import fit
 from capriccio.recipes.diffusion import as_inpainting, noised, seen
 from capriccio.recipes.gallery import encode
 from capriccio.recipes.lar_gen.recipe import Recipe
-from capriccio.recipes.lar_gen.stages import ASSIGN, Stage, assigned, nothing, stage_loss
+from capriccio.recipes.lar_gen.stages import ASSIGN, Stage, assigned, stage_loss
 from capriccio.recipes.masks import box_around
 from capriccio.recipes.painting import save_halved
 from capriccio.recipes.sd import widen
+from capriccio.recipes.subjects import nothing
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.tokenizers import CLIP_LENGTH
 

@@ -150,11 +150,6 @@ def _hidden(task: Inpainting, subject: Tensor, times: Tensor, rng: torch.Generat
     return clean, noise, task.alphas[times.cpu()].to(clean)
 
 
-def nothing(eye: Eye, side: int) -> Tensor:
-    """Return the picture (3, side, side) of no subject, on the CPU, where batches are drawn."""
-    return eye.nothing.cpu().expand(3, side, side)
-
-
 def assigned(folder: Path, unet: UNet2DConditionModel, text_unet: UNet2DConditionModel, eye: Eye) -> LarGen:
     """Return what stage 1 saved with a new RefineNet, the only part that learns.
 
