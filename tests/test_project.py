@@ -78,3 +78,10 @@ def test_an_unknown_asset_gets_a_sentence_with_the_remedy(name: str) -> None:
     assert not assets.available(name)
     with pytest.raises(CapriccioError, match="capriccio train miniature"):
         assets.path(name)
+
+
+def test_what_travels_inside_another_asset_is_found_until_it_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert assets.place_below(tmp_path, "miniature/vae") == tmp_path / "miniature/flux/vae"
+    (tmp_path / "miniature/vae").mkdir(parents=True)
+    assert assets.place_below(tmp_path, "miniature/vae") == tmp_path / "miniature/vae"
+    assert assets.place_below(tmp_path, "miniature/reader") == tmp_path / "miniature/reader"

@@ -372,5 +372,5 @@ def test_relations_are_spatial_words() -> None:
 def test_contact_sheets_are_written(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheets, "SHEETS", (sheets.backdrops,))
     (path,) = sheets.write_sheets(tmp_path)  # type: ignore[arg-type]
-    assert path.name == "world-backdrops.png"
+    assert path.name == "world-backdrops.jpg"
     assert path.stat().st_size > 10_000

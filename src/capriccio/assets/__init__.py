@@ -11,6 +11,9 @@ from pathlib import Path
 
 from capriccio.errors import CapriccioError, nearest
 
+INSIDE = {"miniature/vae": "miniature/flux/vae"}
+"""Assets that travel inside another one: that is where they are until they are trained again, each by itself."""
+
 
 def path(name: str) -> Path:
     """Return the folder or file of an asset.
@@ -40,7 +43,13 @@ def available(name: str) -> bool:
 
 def _place(name: str) -> Path:
     # diffusers and transformers read folders, not streams: the package is always unpacked on disk.
-    return Path(str(files(__package__))).joinpath(*name.split("/"))
+    return place_below(Path(str(files(__package__))), name)
+
+
+def place_below(root: Path, name: str) -> Path:
+    """Return where an asset is, or would be, below a folder."""
+    own = root.joinpath(*name.split("/"))
+    return own if own.exists() or name not in INSIDE else root.joinpath(*INSIDE[name].split("/"))
 
 
 def _folders() -> list[str]:

@@ -53,6 +53,7 @@ MINIATURE_DEFAULTS = Defaults(
     max_sequence_length=64,
     own=True,
     panel_margin=0,
+    engines=("fill", "controlnet", "hold"),
     rows=16,
     longest_text=128,
     caution="The miniature knows only its own world of bold objects; for photographs use FLUX.1 weights: "

@@ -131,8 +131,16 @@ class Order:
 
 
 def weights_folder(name: str) -> Path:
-    """Where the weights of a model of the family lie in the package."""
-    return Path(assets.__file__).parent / "miniature" / (FAMILY[name].lands_in or name)
+    """Where the weights of a model of the family land in the package."""
+    return _root() / _asset(name)
+
+
+def _root() -> Path:
+    return Path(assets.__file__).parent
+
+
+def _asset(name: str) -> str:
+    return f"miniature/{FAMILY[name].lands_in or name}"
 
 
 def weights_hash(name: str) -> str:
@@ -144,7 +152,8 @@ def weights_hash(name: str) -> str:
     from safetensors.torch import load_file
 
     decoder = name == "vae-decoder"
-    files = [load_file(file) for file in sorted(weights_folder(name).rglob("*.safetensors"))]
+    place = assets.place_below(_root(), _asset(name))
+    files = [load_file(file) for file in sorted(place.rglob("*.safetensors"))]
     rows = [(key, file[key]) for file in files for key in sorted(file) if key.startswith("decoder.") == decoder]
     digest = hashlib.sha256()
     for key, value in rows:

@@ -253,10 +253,10 @@ SHEETS = (
 
 
 def write_sheets(folder: Path, seed: int = 0) -> list[Path]:
-    """Write every contact sheet as ``world-<name>.png`` and return the paths."""
+    """Write every contact sheet as ``world-<name>.jpg`` and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for maker in SHEETS:
-        paths.append(folder / f"world-{maker.__name__}.png")
-        maker(np.random.default_rng(seed)).save(paths[-1])
+        paths.append(folder / f"world-{maker.__name__}.jpg")
+        maker(np.random.default_rng(seed)).save(paths[-1], quality=88, subsampling=0)
     return paths
