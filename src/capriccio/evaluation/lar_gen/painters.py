@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 
+from capriccio import assets
 from capriccio.canvas import paste_back
 from capriccio.errors import CapriccioError, nearest
 from capriccio.evaluation.lar_gen.measures import pasted
@@ -131,8 +132,7 @@ def on_flux(way: Variant) -> Variant:
 def paint_by_example(studio: Studio, settings: Settings) -> Painter:
     """Paint by Example (arXiv 2211.13227), diffusers' pipeline: subject and mask, no text.
 
-    The whole picture is padded to the square that the checkpoint was trained at; nothing outside the mask changes. A
-    checkpoint without a VAE paints with the studio's.
+    The whole picture is padded to the square that the checkpoint was trained at; nothing outside the mask changes.
 
     Raises:
         CapriccioError: If there is no checkpoint, or it cannot be loaded.
@@ -141,7 +141,7 @@ def paint_by_example(studio: Studio, settings: Settings) -> Painter:
     if folder is None:
         raise CapriccioError("Paint-by-Example needs a checkpoint of its own; give its folder with --paint-by-example.")
     try:
-        pipe = _paint_by_example_pipeline(folder, studio)
+        pipe = _paint_by_example_pipeline(folder)
     except (OSError, ValueError, KeyError) as error:
         raise CapriccioError(
             f"{str(folder)!r} could not be opened as Paint-by-Example ({type(error).__name__}); give the folder of a "
@@ -165,7 +165,7 @@ def paint_by_example(studio: Studio, settings: Settings) -> Painter:
     return paint
 
 
-def _paint_by_example_pipeline(folder: Path, studio: Studio) -> Any:
+def _paint_by_example_pipeline(folder: Path) -> Any:
     # Part by part: diffusers no longer finds the image encoder by the name of the library that checkpoints give.
     import diffusers
     from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
@@ -173,9 +173,10 @@ def _paint_by_example_pipeline(folder: Path, studio: Studio) -> Any:
 
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     look = CLIPVisionConfig.from_pretrained(folder, subfolder="image_encoder")
-    has_vae = index["vae"][0] is not None  # the miniature's folder leaves it out
+    # The miniature's folder leaves out the VAE, which is that of its Stable Diffusion.
+    beside = folder if index["vae"][0] is not None else assets.path("miniature/sd")
     return diffusers.PaintByExamplePipeline(
-        vae=diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae") if has_vae else studio.backbone.pipe.vae,
+        vae=diffusers.AutoencoderKL.from_pretrained(beside, subfolder="vae"),
         image_encoder=PaintByExampleImageEncoder.from_pretrained(folder, subfolder="image_encoder", config=look),
         unet=diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
         scheduler=getattr(diffusers, index["scheduler"][1]).from_pretrained(folder, subfolder="scheduler"),
