@@ -68,6 +68,14 @@ def test_no_asset_is_too_large_for_the_repository() -> None:
     assert [path.name for path in files if path.stat().st_size > 16 * 2**20] == []
 
 
+def test_the_repository_is_small_enough_to_clone() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this copy is no repository")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert sum(path.stat().st_size for path in files if path.exists()) < 150 * 2**20
+
+
 def test_an_asset_is_found_by_its_name() -> None:
     assert assets.available("__init__.py")
     assert assets.path("__init__.py").read_text().startswith('"""')
