@@ -45,7 +45,8 @@ class FluxProcessor(StandIn):
             text = _text_stream(attn, encoder_hidden_states)
             query, key, value = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
         if image_rotary_emb is not None:
-            query, key = (_turned(x, image_rotary_emb) for x in (query, key))
+            turns = _turns(image_rotary_emb, query.device)
+            query, key = (apply_rotary_emb(x, turns, use_real=False) for x in (query, key))
         self.slot.remember(*(() if encoder_hidden_states is None else (encoder_hidden_states,)), hidden_states)
         joint = self.slot.attend(query, key, value, self._core).flatten(2, 3).to(query.dtype)
         if encoder_hidden_states is None:
@@ -115,13 +116,13 @@ def grow(model: nn.Module, first: int) -> list[RemovableHandle]:
     return [block.register_forward_pre_hook(hook, with_kwargs=True) for block, hook in zip(blocks, hooks, strict=True)]
 
 
-def _turned(states: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Return states (B, S, H, D) turned by their positions, given cosines and sines (S, D), equal in pairs.
+def _turns(angles: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
+    """Return the turns of all positions (1, S, D / 2) as complex numbers, given cosines and sines (S, D) of pairs.
 
-    Products of complex numbers: to the last bit what diffusers' real form gives, which runs over memory five times.
+    With them diffusers turns states to the same last bit as with its real form, which runs over memory five times.
     """
-    cosine, sine = (x[:, ::2].to(states.device) for x in angles)
-    return apply_rotary_emb(states, torch.complex(cosine, sine)[None], use_real=False)
+    cosine, sine = (x[:, ::2].to(device) for x in angles)
+    return torch.complex(cosine, sine)[None]
 
 
 def _image_stream(attn: FluxAttention, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
