@@ -179,7 +179,7 @@ class Mixing:
     def run(self, out: Tensor) -> None:
         """Mix in place, in outputs (B, N, H, D); the twins' stay."""
         own, twin = take(out, self.into), take(out, self.source)
-        put(out, self.into, twin if self.ratio == 1 else (1 - self.ratio) * own + self.ratio * twin)
+        put(out, self.into, twin if self.ratio == 1 else torch.lerp(own, twin, self.ratio))
 
     def to(self, device: torch.device) -> Mixing:
         """Return the same mixing with its tensors on ``device``."""
