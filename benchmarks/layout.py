@@ -6,12 +6,12 @@
     python benchmarks/layout.py --quick                                     8 scenes of two, to see that it works
 
 Rows: ``{name: "right" | "bled", variant, subjects, value, low, high, n}``; the variant ``regions`` (half of the steps,
-the paper's base ratio of 0.2) has the paired gain over ``sentence`` (the same captions, seeds and steps without
-regions), ``renders`` is what the reader makes of true renders. ``{name: "strength", series, setting, value, ...,
-rise}``: two subjects under more and more regional steps, more of the single blocks, and less of the whole prompt, each
-with the paired gain over the setting before; ``{name: "rank correlation", series, value, ...}``: Spearman's within
-scenes, over the settings of a series. Scenes are held out: their combinations of kind, colours and pattern were never
-trained on.
+all of them on U-Nets, the paper's base ratio of 0.2) has the paired gain over ``sentence`` (the same captions, seeds
+and steps without regions), ``renders`` is what the reader makes of true renders. ``{name: "strength", series,
+setting, value, ..., rise}``: two subjects under more and more regional steps, more of the single blocks, and less of
+the whole prompt, each with the paired gain over the setting before; ``{name: "rank correlation", series, value, ...}``:
+Spearman's within scenes, over the settings of a series. Scenes are held out: their combinations of kind, colours and
+pattern were never trained on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from capriccio.world.draw import draw
 
 SCORES = {"right": right_places, "bled": bled}
 USUAL: dict[str, Any] = {"mask_inject_steps": 0.5, "base_ratio": 0.2}
+ON_UNETS = USUAL | {"mask_inject_steps": 1.0}
 STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     "steps": {f"inject {share:g}": {"mask_inject_steps": share} for share in (0.125, 0.25, 0.5, 1.0)},
     "blocks": {f"every {gap}": {"single_inject_blocks_interval": gap} for gap in (6, 3, 2)} | {"every 1": {}},
@@ -44,7 +45,7 @@ STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
 def measure(model: str, count: int, others: int, strengths: int, steps: int) -> Iterable[dict[str, Any]]:
     """Measure two, three and four subjects, then strengths on pairs."""
     studio = Studio.open(model)
-    settings = {"num_inference_steps": steps}
+    settings, usual = {"num_inference_steps": steps}, _usual(studio)
     for subjects, scenes in ((2, count), (3, others), (4, others)):
         if not scenes:
             continue
@@ -53,7 +54,7 @@ def measure(model: str, count: int, others: int, strengths: int, steps: int) -> 
             "renders": draw(graphs).pixels,
             "sentence": to_pixels(paint_graphs(studio, graphs, False, told=reports.counting("sentence"), **settings)),
         }
-        regional = paint_graphs(studio, graphs, True, _whole(USUAL, steps), reports.counting("regions"), **settings)
+        regional = paint_graphs(studio, graphs, True, _whole(usual, steps), reports.counting("regions"), **settings)
         found["regions"] = to_pixels(regional)
         seen = {variant: read_places(graphs, pixels) for variant, pixels in found.items()}
         for name, score in SCORES.items():
@@ -81,7 +82,7 @@ def compare_strengths(studio: Studio, count: int, steps: int) -> Iterable[dict[s
             continue
         values = {}
         for setting, options in settings.items():
-            own = _whole(USUAL | options, steps)
+            own = _whole(_usual(studio) | options, steps)
             if (key := str(sorted(own.items()))) not in seen:
                 told = reports.counting(f"{series}, {setting}")
                 pixels = to_pixels(paint_graphs(studio, graphs, True, own, told, num_inference_steps=steps))
@@ -90,6 +91,10 @@ def compare_strengths(studio: Studio, count: int, steps: int) -> Iterable[dict[s
         yield from reports.rising({"name": "strength", "series": series}, values, "setting")
         ranks = rank_correlation(list(zip(*values.values(), strict=True)))
         yield {"name": "rank correlation", "series": series, **asdict(ranks), "n": count}
+
+
+def _usual(studio: Studio) -> dict[str, Any]:
+    return ON_UNETS if isinstance(studio.backbone, UNetBackbone) else USUAL
 
 
 def _whole(options: dict[str, Any], steps: int) -> dict[str, Any]:

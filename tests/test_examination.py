@@ -74,7 +74,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "template": "two pictures of {subject}: {prompt}",
     },
     "regional-prompting": {
-        "mask_inject_steps": 2,
+        "mask_inject_steps": 0,  # one step of two is the default on FLUX, both on U-Nets
         "double_inject_blocks_interval": 2,
         "single_inject_blocks_interval": 2,
         "base_ratio": 0.9,

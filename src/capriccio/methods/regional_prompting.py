@@ -18,8 +18,10 @@ their pipeline mask one block. Or one ``strength`` s for each region, 0 to 1:
 
 so that 0.5 is the demos' setting, 1 leaves nothing to the prompt, and 0 is plain painting.
 
-On U-Nets, where text is in cross-attention: regions see their text there and themselves in self-attention, the base is
-mixed in both, and text does not look back at the picture, for it cannot. Guidance's other branches are never masked.
+On U-Nets, where text is in cross-attention, only that is divided: a place sees the text of its regions and, mixed in,
+the prompt; the picture sees itself whole, so it stays one, and every step is regional by default (ours: with
+self-attention divided as well, which is nearer to the paper's, things came out wrong more often than without regions).
+Text does not look back at the picture, for it cannot. Guidance's other branches are never masked.
 
 Differences from the authors' code, all of them deliberate:
 * overlapping regions see each other's text and image, as the paper says, and are no part of the background (there,
@@ -49,6 +51,8 @@ from capriccio.scene import Region
 
 BASE = "base"
 INJECTED, RATIO = 10 / 24, 0.2
+TEXT_ALONE = Layers(("cross",))
+"""The layers of a U-Net that look at text."""
 BACKGROUND = "background"
 
 
@@ -57,7 +61,7 @@ class Options:
     """Settings of Regional Prompting; ``None`` is the authors' demos', or follows a region's ``strength``.
 
     Attributes:
-        mask_inject_steps: How many of the first steps are regional; 0 is neutral.
+        mask_inject_steps: How many of the first steps are regional, on U-Nets all by default; 0 is neutral.
         double_inject_blocks_interval: Every how many double blocks of FLUX regions are apart; 1 is strongest.
         single_inject_blocks_interval: The same for single blocks.
         base_ratio: Weight of the whole prompt inside the regions, 0 to 1; 1 is neutral.
@@ -150,12 +154,14 @@ def attention(
 
     Args:
         places: The regions, the background among them.
-        intervals: Every how many double and single blocks regions are apart; ``None`` on U-Nets: in all layers.
+        intervals: Every how many double and single blocks regions are apart; ``None`` on U-Nets: in cross-attention.
         reading: The regional steps.
         nowhere: Whether there are tokens of no region, ``image:nowhere``.
     """
 
-    def scope(layers: Layers = Layers(), steps: Steps = reading) -> Scope:  # noqa: B008  # both are frozen
+    everywhere = TEXT_ALONE if intervals is None else Layers()
+
+    def scope(layers: Layers = everywhere, steps: Steps = reading) -> Scope:
         return Scope(layers, steps, (POSITIVE,))
 
     edits: list[See | Mix] = []
@@ -182,7 +188,9 @@ def attention(
 
 def _apart(intervals: tuple[int, int] | None) -> Iterator[Layers]:
     """The layers in which regions are apart."""
-    if intervals is None or intervals == (1, 1):
+    if intervals is None:
+        yield TEXT_ALONE
+    elif intervals == (1, 1):
         yield Layers()
     else:
         yield from (Layers((kind,), every=every) for kind, every in zip(("double", "single"), intervals, strict=True))
@@ -243,7 +251,8 @@ def _places(draft: Draft, conditions: Sequence[Region], options: Options) -> tup
         )
     places = []
     for number, region in enumerate(conditions, 1):
-        injected, ratio = _strength(region.strength, settings.num_inference_steps, options)
+        usual = INJECTED if _is_joint(draft) else 1.0
+        injected, ratio = _strength(region.strength, settings.num_inference_steps, options, usual)
         mask = _mask(region, canvas, snapped=_is_joint(draft))
         if not mask.any():
             raise CapriccioError(
@@ -254,10 +263,10 @@ def _places(draft: Draft, conditions: Sequence[Region], options: Options) -> tup
     return tuple(places)
 
 
-def _strength(strength: float | None, steps: int, options: Options) -> tuple[float, float]:
-    """Return the share of regional steps, and the base ratio."""
+def _strength(strength: float | None, steps: int, options: Options, usual: float) -> tuple[float, float]:
+    """Return the share of regional steps, ``usual`` if nothing is asked for, and the base ratio."""
     if strength is None:
-        own = INJECTED if options.mask_inject_steps is None else options.mask_inject_steps / steps
+        own = usual if options.mask_inject_steps is None else options.mask_inject_steps / steps
         return round(steps * own) / steps, RATIO if options.base_ratio is None else options.base_ratio
     return round(steps * strength * 5 / 6) / steps, round(0.4 * (1 - strength), 6)
 
