@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -66,3 +68,11 @@ def spot() -> Image.Image:
     mask = Image.new("L", (64, 48))
     mask.paste(255, (16, 12, 40, 36))
     return mask
+
+
+@pytest.fixture(autouse=True)
+def fresh_precision() -> Iterator[None]:
+    """accelerate keeps the first precision of a process; let every test choose its own, whatever the processor has."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)

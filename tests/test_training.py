@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,14 +91,6 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 # --- several batches of one step ---
 
 
-@pytest.fixture
-def fresh() -> Iterator[None]:
-    """accelerate keeps the precision of a process; let this test choose its own."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @dataclass
 class PartsTask(LineTask):
     """The rows of each batch of sixteen, in so many parts, one after the other."""
@@ -113,7 +104,7 @@ class PartsTask(LineTask):
         return {name: value.chunk(self.schedule.accumulation)[part] for name, value in whole.items()}
 
 
-def test_two_halves_give_the_gradient_of_the_whole(tmp_path: Path, fresh: None) -> None:
+def test_two_halves_give_the_gradient_of_the_whole(tmp_path: Path) -> None:
     exact = replace(SHORT, precision="no")  # a processor with bfloat16 would use it
     whole = fit(PartsTask(exact), tmp_path / "whole")
     halves = fit(PartsTask(replace(exact, accumulation=2)), tmp_path / "halves")
@@ -152,7 +143,7 @@ def test_schedules_that_cannot_be_are_sentences() -> None:
 # --- precision ---
 
 
-def test_half_precision_is_used_where_it_is_asked_for(tmp_path: Path, fresh: None) -> None:
+def test_half_precision_is_used_where_it_is_asked_for(tmp_path: Path) -> None:
     single = fit(LineTask(replace(SHORT, precision="no")), tmp_path / "single")
     AcceleratorState._reset_state(reset_partial_state=True)
     half = fit(LineTask(replace(SHORT, precision="bf16")), tmp_path / "half")
