@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -364,11 +365,37 @@ def test_table_2_in_order_and_out_of_it() -> None:
     verdict = tables.order_verdict(wrong, tables.TABLES[1])
     assert verdict.holds is False
     assert "assign-refine is not above assign by -0.050" in verdict.sentence
+    assert verdict.why == (
+        "CLIP-I, assign-refine and assign: nothing is known of these weights that would explain it. "
+        "Their pictures differ in nothing else that is measured.",
+    )
     lost = rows_of(inpainting=(0.5, 0.3), assign=(0.6, 0.2), assign__refine=(0.7, 0.1))
     assert tables.order_verdict(lost, tables.TABLES[1]).holds is False
     missing = tables.order_verdict(rows_of(inpainting=(0.5, 0.3)), tables.TABLES[1])
     assert missing.holds is None
     assert "Not painted: locate, assign, assign-refine" in missing.sentence
+
+
+def test_where_the_order_differs_the_report_says_why() -> None:
+    rows = rows_of(
+        inpainting=(0.5, 0.3), paint__by__example=(0.8, 0.2), assign__refine=(0.7, 0.35), subject__only=(0.9, 0.1)
+    )
+    rows = [{**row, "kind": 0.5 + 0.2 * (row["variant"] == "inpainting")} for row in rows]
+    verdict = tables.order_verdict(rows, tables.TABLES[0], {("clip_t", "assign-refine", "inpainting"): "because"})
+    by_example, alone, text = verdict.why
+    assert by_example.startswith("CLIP-I, assign-refine and paint-by-example: nothing is known")
+    assert "CLIP-T +0.15 [+0.15, +0.15]" in by_example
+    assert alone.startswith("CLIP-T, subject-only and paint-by-example: nothing is known")
+    assert text == (
+        "CLIP-T, inpainting and assign-refine: because. Their pictures differ as well in CLIP-I -0.20 [-0.20, -0.20], "
+        "kind +0.20 [+0.20, +0.20]."
+    )
+    assert str(verdict).count("\n    Why: ") == 3
+
+
+def test_every_known_reason_is_of_a_neighbour_in_a_table() -> None:
+    orders = [(m, *pair) for table in tables.TABLES for m, order in table.orders.items() for pair in pairwise(order)]
+    assert set(miniature.REASONS) <= set(orders)
 
 
 def test_figure_12_by_hand() -> None:
@@ -379,7 +406,11 @@ def test_figure_12_by_hand() -> None:
     assert [line["beta"] for line in tables.sweep(rising)] == [0.1, 0.5, 1.0]
     falling = rows_of(beta__0_1=(0.7, 0.4), beta__0_5=(0.6, 0.4), beta__1_0=(0.5, 0.4))
     assert tables.beta_verdict(falling).holds is False
-    assert "CLIP-I falls" in tables.beta_verdict(falling).sentence
+    assert "CLIP-I falls (" in tables.beta_verdict(falling).sentence
+    level = rows_of(beta__0_1=(0.5, 0.4), beta__0_5=(0.6, 0.4), beta__1_0=(0.7, 0.4))
+    for number, row in enumerate(level):  # each subject's own way: two up, two down
+        row["clip_t"] += (-1) ** int(row["subject"][1]) * 0.01 * (number // 12)
+    assert "CLIP-T falls, which these samples cannot tell from chance" in tables.beta_verdict(level).sentence
 
 
 def test_differences_are_paired_on_the_samples_that_both_have() -> None:

@@ -21,6 +21,7 @@ from diffusers.models.attention_processor import Attention
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
@@ -349,7 +350,32 @@ def test_sd_learns_and_saves(tmp_path: Path, sd_base: Path) -> None:
     assert np.isfinite(picture).all()
 
 
-@pytest.mark.usefixtures("small")
+def test_the_map_counts_things_more_than_their_backdrop_and_the_unknown_not_at_all() -> None:
+    logits = torch.zeros(1, 1, 3, painting.PARTS + painting.INKS)
+    logits[..., 0, 1] = 3.0  # the first cell is read as part 1, the others as anything
+    parts, inks = torch.tensor([[[1, 0, 0]]]), torch.zeros(1, 1, 3, dtype=torch.long)
+    each = functional.cross_entropy(logits[0, 0, :, : painting.PARTS], parts[0, 0], reduction="none")
+    by_hand = (painting.SHOWN * each[0] + each[1] + each[2]) / (painting.SHOWN + 2) + np.log(painting.INKS)
+    assert float(painting.map_loss(logits, parts, inks)) == pytest.approx(float(by_hand), rel=1e-5)
+    parts[..., 1] = inks[..., 1] = UNKNOWN
+    by_hand = (painting.SHOWN * each[0] + each[2]) / (painting.SHOWN + 1) + np.log(painting.INKS)
+    assert float(painting.map_loss(logits, parts, inks)) == pytest.approx(float(by_hand), rel=1e-5)
+    nothing = torch.full_like(parts, UNKNOWN)
+    assert float(painting.map_loss(logits, nothing, nothing)) == 0.0
+
+
+def test_flux_meets_several_things_as_often_as_it_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, subjects) for subjects in (1, 1, 1, 1, 2, 3)]
+    task = flux.FluxTask(tmp_path)
+    pictures = gallery.Pictures(*(np.zeros(6) for _ in range(3)), graphs=scenes, shards=[], subjects=[])
+    rows = task.choose(pictures, 2000, rng)
+    assert pictures.crowded[rows].mean() == pytest.approx(flux.CROWDED, abs=0.05)
+    assert set(rows) == set(range(6))
+    alone = gallery.Pictures(*(np.zeros(4) for _ in range(3)), graphs=scenes[:4], shards=[], subjects=[])
+    assert set(task.choose(alone, 200, rng)) == set(range(4))
+
+
 def test_sd_inpainting_starts_as_its_base_and_saves(tmp_path: Path, sd_base: Path) -> None:
     task = prepared(sd.SDInpaintTask(tmp_path, start=sd_base))
     model, _ = one_step(task)

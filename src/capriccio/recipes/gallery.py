@@ -20,6 +20,7 @@ from torch import Tensor
 
 from capriccio import assets
 from capriccio.training.hands import spare_hands, spread
+from capriccio.world.graph import SceneGraph
 from capriccio.world.whole import Picture, depict, from_dict, sample_picture, sample_sheet, to_dict
 
 SHARD = 256
@@ -69,6 +70,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.graphs)
+
+    @cached_property
+    def crowded(self) -> np.ndarray:
+        """Which pictures are scenes of several things or people, (N,) boolean."""
+        return np.array([isinstance(graph, SceneGraph) and len(graph.cast) > 1 for graph in self.graphs])
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Pictures (len(rows), 3, H, W) in [-1, 1]."""

@@ -27,6 +27,7 @@ from capriccio.world.whole import UNKNOWN, Picture, describe
 
 LATENTS = 8
 PARTS, INKS = NUM_PARTS, NUM_INKS
+SHOWN = 3.0  # what a cell of the part map counts that shows a thing
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
 
@@ -48,17 +49,20 @@ def kinds_shown(parts: np.ndarray) -> np.ndarray:
 def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
     """Cross-entropy of the part map and of the ink map, summed; cells of the class ``UNKNOWN`` do not count.
 
+    A cell that shows some thing counts ``SHOWN`` times: what stands where, in which colour, is what only the words
+    say, and the backdrop is most of every picture.
+
     Args:
         logits: (B, tokens, cells, parts + inks).
-        parts: (B, tokens, cells).
+        parts: (B, tokens, cells); 0 is the backdrop.
         inks: (B, tokens, cells).
     """
-    part_logits, ink_logits = logits.float().split([PARTS, INKS], dim=-1)
-    part_loss, ink_loss = (
-        F.cross_entropy(logits.flatten(0, 2), labels.flatten(), ignore_index=UNKNOWN)
-        for logits, labels in ((part_logits, parts), (ink_logits, inks))
+    weights = torch.where(parts == 0, 1.0, SHOWN).masked_fill(parts == UNKNOWN, 0.0).flatten()
+    losses = sum(
+        F.cross_entropy(scores.flatten(0, 2), labels.flatten(), ignore_index=UNKNOWN, reduction="none")
+        for scores, labels in zip(logits.float().split([PARTS, INKS], dim=-1), (parts, inks), strict=True)
     )
-    return part_loss + ink_loss
+    return (losses * weights).sum() / weights.sum().clamp_min(1.0)
 
 
 class Sentences:

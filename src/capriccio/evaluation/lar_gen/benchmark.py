@@ -42,7 +42,7 @@ class Result:
     verdicts: Sequence[tables.Verdict]
 
     def __str__(self) -> str:
-        return "\n".join([*(f"{one.name}: {one.sentence}" for one in self.verdicts), f"report: {self.page}"])
+        return "\n".join([*map(str, self.verdicts), f"report: {self.page}"])
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,9 @@ class Benchmark:
         examiner = Examiner(data, clip)
         manifest = self.manifest(data, studio, flux, clip)
         rows = run(samples, painters, examiner, folder, manifest, told)
-        page = report(folder, samples, rows, examiner.measures, manifest)
-        return Result(page, rows, tables.verdicts(rows))
+        reasons = world.REASONS if self.model == MINIATURE_SD and self.coco is None else {}
+        page = report(folder, samples, rows, examiner.measures, manifest, reasons)
+        return Result(page, rows, tables.verdicts(rows, reasons))
 
     def manifest(self, data: Protocol, studio: Studio, flux: Studio | None, clip: Clip) -> dict[str, Any]:
         """Return what the numbers depend on, and the machine; neither how many samples nor which variants."""

@@ -31,7 +31,12 @@ _INK, _IMAGE, _TEXT = "#8a8a8a", "#d9772b", "#2f86c9"  # to be read on light pap
 
 
 def report(
-    folder: Path, samples: Sequence[Sample], rows: Sequence[Row], measures: Sequence[str], manifest: Mapping[str, Any]
+    folder: Path,
+    samples: Sequence[Sample],
+    rows: Sequence[Row],
+    measures: Sequence[str],
+    manifest: Mapping[str, Any],
+    reasons: tables.Reasons | None = None,
 ) -> Path:
     """Write ``variants.csv``, ``beta.png`` where there is a sweep, and ``index.html``; return the page.
 
@@ -41,6 +46,7 @@ def report(
         rows: What was read of them.
         measures: Their names, in order.
         manifest: What the numbers depend on.
+        reasons: Why these weights do not stand as the paper's do, where that is known.
     """
     lines = tables.summary(rows, measures)
     write_whole(folder / "variants.csv", _csv(lines))
@@ -51,7 +57,7 @@ def report(
         save_png(figure, folder / "beta.png")
     page = _template().render(
         data=manifest.get("data", {}),
-        verdicts=tables.verdicts(rows),
+        verdicts=tables.verdicts(rows, reasons),
         tables=[part for table in tables.TABLES if (part := _table(rows, table))],
         consistencies=_consistencies(lines, measures),
         measures={name: MEASURES[name] for name in measures},

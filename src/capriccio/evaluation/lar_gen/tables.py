@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from capriccio.evaluation.lar_gen.measures import MEASURES
 from capriccio.evaluation.statistics import Interval, mean_interval, paired_gain, rank_correlation, subject_means
 
 Row = Mapping[str, Any]
+Reasons = Mapping[tuple[str, str, str], str]
+"""Why some weights do not stand as the paper's do, by measure, the lower and the upper variant of the paper."""
 NEARLY = 0.95
 """Share of the baseline's CLIP-T that must be left for it to be "nearly kept"; the paper's own Refine leaves 0.966."""
 
@@ -93,12 +96,17 @@ class Verdict:
     Attributes:
         name: What.
         holds: Whether; ``None`` where it cannot be told.
-        sentence: Why, for people.
+        sentence: What was found, for people.
+        why: For each pair that stands other than in the paper, the cause, and what else sets the two apart.
     """
 
     name: str
     holds: bool | None
     sentence: str
+    why: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.name}: {self.sentence}", *(f"    Why: {cause}" for cause in self.why)])
 
 
 def variants_of(rows: Iterable[Row]) -> list[str]:
@@ -138,20 +146,27 @@ def gain(rows: Sequence[Row], measure: str, over: str, variant: str) -> Interval
     return paired_gain(above, below)
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Return what can be said about each table of the paper and about its figure 12."""
-    return [*(order_verdict(rows, table) for table in TABLES), beta_verdict(rows)]
+def verdicts(rows: Sequence[Row], reasons: Reasons | None = None) -> list[Verdict]:
+    """Return what can be said about each table of the paper and about its figure 12.
+
+    Args:
+        rows: What was read.
+        reasons: What is known of the weights that painted.
+    """
+    return [*(order_verdict(rows, table, reasons) for table in TABLES), beta_verdict(rows)]
 
 
-def order_verdict(rows: Sequence[Row], table: Table) -> Verdict:
-    """Return whether neighbours stand as in the paper, and if not, which do not and how sure that is."""
+def order_verdict(rows: Sequence[Row], table: Table, reasons: Reasons | None = None) -> Verdict:
+    """Return whether neighbours stand as in the paper, and if not, which do not, how sure that is, and why."""
     name, there = table.title.partition(":")[0], set(variants_of(rows))
-    told, right = [], []
+    told, right, why = [], [], []
     for measure, order in table.orders.items():
         for lower, upper in pairwise(variant for variant in order if variant in there):
             gained = gain(rows, measure, lower, upper)
             right.append(gained.value > 0)
             told.append(_compared(measure, lower, upper, gained))
+            if gained.value <= 0:
+                why.append(_why(rows, measure, lower, upper, reasons or {}))
     if table.keeps and there.issuperset(table.needs):
         first, last = table.needs[0], table.needs[-1]
         before, after = (float(np.nanmean(score)) for score in by_subject(rows, table.keeps, first, last))
@@ -161,8 +176,22 @@ def order_verdict(rows: Sequence[Row], table: Table) -> Verdict:
     missing = [variant for variant in table.variants if variant not in there]
     without = f" Not painted: {', '.join(missing)}." if missing else ""
     if not there.issuperset(table.needs):
-        return Verdict(name, None, f"Cannot be told yet{': ' if seen else ''}{seen}.{without}")
-    return Verdict(name, all(right), f"{'In' if all(right) else 'Not in'} the paper's order: {seen}.{without}")
+        return Verdict(name, None, f"Cannot be told yet{': ' if seen else ''}{seen}.{without}", tuple(why))
+    order = "In" if all(right) else "Not in"
+    return Verdict(name, all(right), f"{order} the paper's order: {seen}.{without}", tuple(why))
+
+
+def _why(rows: Sequence[Row], measure: str, lower: str, upper: str, reasons: Reasons) -> str:
+    """Why a variant is not above another: what is known of these weights, and what else sets their pictures apart."""
+    cause = reasons.get((measure, lower, upper), "nothing is known of these weights that would explain it")
+    gains = {other: gain(rows, other, lower, upper) for other in MEASURES if other != measure and other in rows[0]}
+    apart = [
+        f"{NAMES.get(other, other)} {one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
+        for other, one in gains.items()
+        if one.low > 0 or one.high < 0
+    ]
+    ending = f"differ as well in {', '.join(apart)}" if apart else "differ in nothing else that is measured"
+    return f"{NAMES[measure]}, {upper} and {lower}: {cause}. Their pictures {ending}."
 
 
 def _compared(measure: str, lower: str, upper: str, gained: Interval) -> str:
@@ -215,9 +244,8 @@ def beta_verdict(rows: Sequence[Row]) -> Verdict:
 
 
 def _trend(one: Interval) -> str:
-    if one.low <= 0 <= one.high:
-        return "shows no sure trend"
-    return "rises" if one.value > 0 else "falls"
+    trend = "rises" if one.value > 0 else "falls"
+    return trend if one.low > 0 or one.high < 0 else f"{trend}, which these samples cannot tell from chance"
 
 
 # --- rows for programs -------------------------------------------------------------------------------------------
