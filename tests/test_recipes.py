@@ -376,6 +376,41 @@ def test_flux_meets_several_things_as_often_as_it_says(tmp_path: Path) -> None:
     assert set(task.choose(alone, 200, rng)) == set(range(4))
 
 
+def test_cuttings_show_one_thing_where_its_region_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, subjects) for subjects in (1, 2, 3, 4) for _ in range(3)]
+    cuttings = flux.Cuttings.of([*scenes, sample_view(rng)])
+    assert sum(map(len, cuttings.windows.values())) == 3 * (2 + 3 + 4)  # who is alone already is not cut out
+    for window, things in cuttings.windows.items():
+        assert 0 <= window.left < window.right <= 8
+        assert 0 <= window.top < window.bottom <= 8
+        for row, thing in things:
+            one = scenes[row].things[thing]
+            assert window.left <= 8 * one.x <= window.right
+            assert window.top <= 8 * one.y <= window.bottom
+            assert flux.only(scenes[row], thing).things == (one,)
+
+    drawing = draw(scenes)
+    maps = [gallery.cells(labels) for labels in (drawing.parts, drawing.inks)]
+    latents = np.arange(12 * 8 * 16 * 16, dtype=np.float32).reshape(12, 8, 16, 16)
+    task = flux.FluxTask(tmp_path)
+    task.wings = {"scenes": gallery.Pictures(latents, *maps, graphs=scenes, shards=[], subjects=[])}
+    monkeypatch.setattr(flux.FluxTask, "cut", 1.0)
+    batch = task.batch(rng)
+    _, left, top = (int(value) for value in batch["corner"][[0, 2, 1]])
+    tokens = batch["latents"].shape[2] // 2 * (batch["latents"].shape[3] // 2)
+    assert batch["parts"].shape[1:] == (tokens, flux.CELLS)
+    row = int(batch["latents"][0, 0, 0, 0]) // (8 * 16 * 16)
+    assert torch.equal(
+        batch["latents"][0, 0, 0, :4], torch.from_numpy(latents[row, 0, 2 * top, 2 * left : 2 * left + 4])
+    )
+    painter = flux.Painter(flux.new_transformer(flux.SIZE), flux.new_text_encoder(flux.SIZE, len(task.sentences.t5)))
+    task.clip = small_clip()
+    loss, readings = task.loss(painter, batch, torch.Generator().manual_seed(0))
+    assert loss.isfinite()
+    assert set(readings) == {"cuttings", "map"}
+
+
 def test_sd_inpainting_starts_as_its_base_and_saves(tmp_path: Path, sd_base: Path) -> None:
     task = prepared(sd.SDInpaintTask(tmp_path, start=sd_base))
     model, _ = one_step(task)

@@ -2,15 +2,17 @@
 
 One subject, several subjects, and panels that show one identity twice (as FLUX met them on the web). A part map,
 predicted from the image tokens of the fourth block and thrown away afterwards, makes shapes come sooner. Texts are
-padded to a random length, mostly short, so that no length is baked in.
+padded to a random length, mostly short, so that no length is baked in. Of scenes of several things it also meets what
+is around one of them alone, with a sentence on that: such cuttings are what FLUX knew from pictures of every aspect.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +28,14 @@ from torch.optim import Optimizer
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from capriccio.evaluation import targets
+from capriccio.evaluation.regions import boxes_of
 from capriccio.objectives import flow_matching_pair, logit_normal
 from capriccio.recipes.gallery import CELL, Pictures
-from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, Sentences, map_loss, save_halved
+from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, Sentences, gather_cells, map_loss, save_halved
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
+from capriccio.world.graph import SceneGraph
 from capriccio.world.tokenizers import clip_tokenizer, t5_tokenizer
 from capriccio.world.whole import Picture
 
@@ -53,6 +57,7 @@ SIZE = Size(heads=4, double=2, single=6, text_layers=2)
 SHARES = {"scenes": 0.72, "pairs": 0.25, "grids": 0.03}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
+CUT = 0.3  # of the batches are cuttings
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,52 @@ def pack(latents: Tensor) -> Tensor:
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
+
+
+class Window(NamedTuple):
+    """A part of a picture, in tokens; the ends are not in it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def of(self, values: np.ndarray, side: int) -> np.ndarray:
+        """This part of arrays (..., H, W) with ``side`` entries along a token."""
+        return values[..., side * self.top : side * self.bottom, side * self.left : side * self.right]
+
+
+@dataclass(frozen=True)
+class Cuttings:
+    """Which thing of which picture can be cut out where: rows and things by their window."""
+
+    windows: Mapping[Window, list[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, graphs: Sequence[Picture]) -> Cuttings:
+        """Everything that shares its scene, in the region that would be asked for it."""
+        windows: dict[Window, list[tuple[int, int]]] = {}
+        for row, graph in enumerate(graphs):
+            if not isinstance(graph, SceneGraph) or graph.people or len(graph.things) < 2:
+                continue
+            for thing, box in enumerate(boxes_of(graph)):
+                left, top, right, bottom = (round(8 * edge) for edge in box)
+                if right - left > 1 and bottom - top > 1:
+                    windows.setdefault(Window(left, top, right, bottom), []).append((row, thing))
+        return cls(windows)
+
+    def choose(self, rng: np.random.Generator, count: int) -> tuple[Window, list[tuple[int, int]]]:
+        """A window, as often as things stand in it, and so many of them."""
+        windows, held = list(self.windows), list(self.windows.values())
+        sizes = np.array([len(things) for things in held])
+        chosen = int(rng.choice(len(windows), p=sizes / sizes.sum()))
+        return windows[chosen], [held[chosen][number] for number in rng.integers(0, sizes[chosen], count)]
+
+
+def only(graph: Picture, thing: int) -> SceneGraph:
+    """A scene graph with one of its things."""
+    assert isinstance(graph, SceneGraph)
+    return replace(graph, things=(graph.things[thing],))
 
 
 class Painter(nn.Module):
@@ -192,6 +243,7 @@ class FluxTask(GalleryTask):
     sizes = BATCH
     token = TOKEN
     levels: ClassVar = Levels(scenes=1.0, panels=1.3)
+    cut: ClassVar = CUT
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder to go on from
@@ -220,6 +272,32 @@ class FluxTask(GalleryTask):
             return super().choose(pictures, count, rng)
         return np.where(rng.random(count) < CROWDED, rng.choice(crowded, count), rng.choice(alone, count))
 
+    @cached_property
+    def alone(self) -> Cuttings:
+        """What can be cut out of the scenes."""
+        return Cuttings.of(self.wings["scenes"].graphs)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        if self.cut and rng.random() < self.cut and self.alone.windows:
+            return self.cuttings(rng)
+        return super().batch(rng)
+
+    def cuttings(self, rng: np.random.Generator) -> Batch:
+        """A batch of single things out of scenes of several, all from one window, which lies at ``corner``."""
+        pictures = self.wings["scenes"]
+        window, chosen = self.alone.choose(rng, 2 * self.sizes["scenes"] * (1 if self.budget == "cpu" else 8))
+        rows, corner = [row for row, _ in chosen], torch.tensor([0, window.top, window.left])
+        parts, inks = (
+            torch.from_numpy(window.of(maps[rows], TOKEN // CELL)) for maps in (pictures.parts, pictures.inks)
+        )
+        return {
+            "latents": torch.from_numpy(window.of(pictures.latents[rows], 2)).float(),
+            "parts": gather_cells(parts.long(), TOKEN),
+            "inks": gather_cells(inks.long(), TOKEN),
+            "corner": corner.float(),
+            **self.sentences([only(pictures.graphs[row], thing) for row, thing in chosen], rng),
+        }
+
     def pooled(self, ids: Tensor) -> Tensor:
         """CLIP's pooled text (B, 192), not learned."""
         with torch.no_grad():
@@ -232,6 +310,8 @@ class FluxTask(GalleryTask):
         noise = torch.randn(latents.shape, generator=rng).to(latents.device)
         noisy, velocity = flow_matching_pair(latents, noise, sigma)
         grid = grid_ids(latents.shape[-2] // 2, latents.shape[-1] // 2).to(latents.device)
+        if "corner" in batch:
+            grid = grid + batch["corner"]
         return noisy, pack(velocity), sigma, grid
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -239,7 +319,8 @@ class FluxTask(GalleryTask):
         painted, logits = model(pack(noisy), sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
-        return flow + 0.4 * shapes, {"scenes" if len(grid) == 64 else "panels": flow, "map": shapes}
+        shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == 64 else "panels"
+        return flow + 0.4 * shapes, {shown: flow, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_halved(pipeline(model.transformer, model.text_encoder, self.vae, self.clip), folder)

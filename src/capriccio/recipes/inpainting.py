@@ -54,6 +54,7 @@ class FillTask(FluxTask):
     """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels."""
 
     shares = SHARES
+    cut = 0.0  # a hole in what was cut out would lie too near its border
     levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, decay=0.8, seed=1))

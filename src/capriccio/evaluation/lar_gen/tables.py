@@ -177,8 +177,8 @@ def order_verdict(rows: Sequence[Row], table: Table, reasons: Reasons | None = N
     without = f" Not painted: {', '.join(missing)}." if missing else ""
     if not there.issuperset(table.needs):
         return Verdict(name, None, f"Cannot be told yet{': ' if seen else ''}{seen}.{without}", tuple(why))
-    order = "In" if all(right) else "Not in"
-    return Verdict(name, all(right), f"{order} the paper's order: {seen}.{without}", tuple(why))
+    stands = "In" if all(right) else "Not in"
+    return Verdict(name, all(right), f"{stands} the paper's order: {seen}.{without}", tuple(why))
 
 
 def _why(rows: Sequence[Row], measure: str, lower: str, upper: str, reasons: Reasons) -> str:
