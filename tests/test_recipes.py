@@ -411,6 +411,7 @@ def test_cuttings_show_one_thing_where_its_region_would_be(tmp_path: Path, monke
     assert set(readings) == {"cuttings", "map"}
 
 
+@pytest.mark.usefixtures("small")
 def test_sd_inpainting_starts_as_its_base_and_saves(tmp_path: Path, sd_base: Path) -> None:
     task = prepared(sd.SDInpaintTask(tmp_path, start=sd_base))
     model, _ = one_step(task)

@@ -354,18 +354,28 @@ def test_losses_by_hand() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "share"), [(1, 1, 0.5), (1, 2, 0.6), (2, 2, 0.6)])
 def test_no_mask_hides_a_whole_panel(rows: int, columns: int, share: float) -> None:
-    from capriccio.recipes.masks import random_mask
+    from capriccio.recipes.masks import hole, random_mask
 
     rng = np.random.default_rng(0)
-    shares = []
-    for _ in range(300):
-        mask = random_mask(rng, rows, columns, size=64)
+    kinds = np.full((16 * rows, 16 * columns), -1)
+    kinds[4::16, 2::16] = kinds[9::16, 7::16] = 3  # one thing in every panel
+    shares, around = [], []
+    for number in range(600):
+        if number % 2:
+            mask = random_mask(rng, rows, columns, size=64)
+        else:
+            mask = hole(rng, rows, columns, kinds, 4)
+            hidden = mask[0, 16::64, 8::64].bool() & mask[0, 36::64, 28::64].bool()
+            around.append(int(hidden.sum()))
         assert mask.shape == (1, 64 * rows, 64 * columns)
         panels = mask.view(rows, 64, columns, 64).mean(dim=(1, 3))
-        assert panels.max() <= share
-        shares.append(float(mask.mean()))
+        assert panels.max() <= (share if number % 2 else 0.6)
+        if number % 2:
+            shares.append(float(mask.mean()))
     assert 0.03 < np.mean(np.array(shares) == 0) < 0.2
     assert np.mean(shares) > 0.05
+    assert np.mean(np.array(around) >= 1) > 0.5  # half around a thing, and some by chance
+    assert np.mean(np.array(around) > 1) < 0.2
 
 
 def test_attention_of_short_sequences_is_left_as_it_was_found() -> None:

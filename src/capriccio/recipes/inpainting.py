@@ -1,7 +1,8 @@
 """The miniature's two inpainters, both from its FLUX: Fill (channels) and the inpainting ControlNet (a side network).
 
-Both see random masks over scenes and panels, and never a whole panel masked (``masks.py``). Fill's folder holds its
-transformer and nothing else: ``FluxFillPipeline.from_pretrained`` takes the rest from the folder of FLUX, beside it.
+Both see holes in scenes and panels, at random and around things, and never a whole panel masked (``masks.py``).
+Fill's folder holds its transformer and nothing else: ``FluxFillPipeline.from_pretrained`` takes the rest from the
+folder of FLUX, beside it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from transformers import CLIPTextModel, T5EncoderModel
 from capriccio import assets
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
 from capriccio.recipes.flux import FluxTask, Levels, Painter, is_muons, pack
-from capriccio.recipes.gallery import Pictures, Wing, encode
-from capriccio.recipes.masks import random_mask
-from capriccio.recipes.painting import LARGEST, LATENTS, forget_origins, map_loss
+from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
+from capriccio.recipes.masks import hole
+from capriccio.recipes.painting import LARGEST, LATENTS, forget_origins, kinds_shown, map_loss
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
@@ -84,7 +85,7 @@ class FillTask(FluxTask):
         return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=8e-4)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        masks = [random_mask(rng, wing.rows, wing.columns) for _ in rows]
+        masks = [hole(rng, wing.rows, wing.columns, kinds_shown(pictures.parts[row]), CELL) for row in rows]
         return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
 
     def known(self, batch: Batch, hidden: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Random masks for inpainting: rectangles over scenes and panels, boxes around things, never a whole panel.
 
 Diptych Prompting is zero-shot only if no training step ever paints a whole panel from its neighbour. Here at most half
-of a scene (60 % where the box around a thing asks for it), and at most 60 % of a panel, is hidden.
+of a scene (60 % where the box around a thing asks for it), and at most 60 % of a panel, is hidden: half of the time
+parts that know nothing of what is shown, half of the time a thing, in one panel.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 SCENE_SHARE, PANEL_SHARE = 0.5, 0.6
-UNMASKED = 0.1  # share of pictures in which nothing is hidden
+UNMASKED = 0.1  # share of the other pictures in which nothing is hidden
+AROUND_THINGS = 0.5
 
 
 def _rectangle(rng: np.random.Generator, size: int, share: float) -> tuple[slice, slice]:
@@ -69,6 +71,27 @@ def thing_mask(rng: np.random.Generator, kinds: np.ndarray, cell: int) -> Tensor
         return None
     mask = box_around(rng, kinds == rng.choice(shown), cell)
     return mask if mask.mean() <= PANEL_SHARE else None
+
+
+def hole(rng: np.random.Generator, rows: int, columns: int, kinds: np.ndarray, cell: int) -> Tensor:
+    """What is hidden of a picture of panels, (1, H, W): in every other one the box around a thing, as people hide it.
+
+    Args:
+        rng: Source of every choice.
+        rows: Of panels.
+        columns: Of panels.
+        kinds: (H / cell, W / cell), which kind of thing every cell shows; -1 is none.
+        cell: Pixels a side of one cell.
+    """
+    if rng.random() < AROUND_THINGS:
+        high, wide = (side // panels for side, panels in zip(kinds.shape, (rows, columns), strict=True))
+        top, left = (int(rng.integers(panels)) * side for panels, side in ((rows, high), (columns, wide)))
+        box = thing_mask(rng, kinds[top : top + high, left : left + wide], cell)
+        if box is not None:
+            mask = torch.zeros(1, *(cell * side for side in kinds.shape))
+            mask[0, cell * top : cell * (top + high), cell * left : cell * (left + wide)] = box
+            return mask
+    return random_mask(rng, rows, columns, kinds.shape[0] * cell // rows)
 
 
 def random_mask(rng: np.random.Generator, rows: int, columns: int, size: int = 128) -> Tensor:

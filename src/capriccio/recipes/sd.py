@@ -25,7 +25,7 @@ from capriccio.evaluation import targets
 from capriccio.objectives import noise_weight
 from capriccio.recipes.diffusion import noised, seen
 from capriccio.recipes.gallery import CELL, Pictures, Wing
-from capriccio.recipes.masks import random_mask, thing_mask
+from capriccio.recipes.masks import hole
 from capriccio.recipes.painting import (
     INKS,
     LATENTS,
@@ -226,16 +226,8 @@ class SDInpaintTask(SDTask):
         return muon_and_adamw(model, is_muons, muon_lr=1.5e-3, adamw_lr=8e-4)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        masks = [self.hole(wing, pictures.parts[row], rng) for row in rows]
+        masks = [hole(rng, wing.rows, wing.columns, kinds_shown(pictures.parts[row]), CELL) for row in rows]
         return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
-
-    def hole(self, wing: Wing, parts: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """What is hidden of a picture, (1, H, W); in half of the scenes the box around a thing, as people hide it."""
-        if not wing.is_panels and rng.random() < 0.5:
-            mask = thing_mask(rng, kinds_shown(parts), CELL)
-            if mask is not None:
-                return mask[None]
-        return random_mask(rng, wing.rows, wing.columns)
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """Noisy latents, the mask at latent size, and the latents of the picture with masked pixels mid-grey."""
