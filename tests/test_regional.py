@@ -139,6 +139,13 @@ def test_two_layouts_in_a_row_are_two_fresh_runs(backbone: Any) -> None:
 # --- strength ----------------------------------------------------------------------------------------------------
 
 
+def test_what_is_usual_is_the_papers_on_flux_and_rpgs_on_unets(backbone: FluxBackbone | UNetBackbone) -> None:
+    steps, ratio = (4, 0.5) if isinstance(backbone, UNetBackbone) else (2, 0.2)
+    usual = latents_of(backbone, *regions(LEFT, RIGHT))
+    assert torch.equal(usual, latents_of(backbone, *regions(LEFT, RIGHT, mask_inject_steps=steps, base_ratio=ratio)))
+    assert not torch.equal(usual, latents_of(backbone, *regions(LEFT, RIGHT, mask_inject_steps=steps, base_ratio=0.4)))
+
+
 @pytest.mark.parametrize("neutral", [{"mask_inject_steps": 0}, {"base_ratio": 1.0}])
 def test_without_strength_it_is_plain_painting_bit_for_bit(backbone: Any, neutral: dict[str, Any]) -> None:
     settings = {"num_inference_steps": 24} if isinstance(backbone, FluxBackbone) else {}

@@ -50,7 +50,9 @@ from capriccio.phases import POSITIVE
 from capriccio.scene import Region
 
 BASE = "base"
-INJECTED, RATIO = 10 / 24, 0.2
+PUBLISHED = (10 / 24, 0.2)
+ON_UNETS = (1.0, 0.5)
+"""Share of regional steps and base ratio; on U-Nets those of RPG's released code, whose form it is."""
 TEXT_ALONE = Layers(("cross",))
 """The layers of a U-Net that look at text."""
 BACKGROUND = "background"
@@ -64,7 +66,7 @@ class Options:
         mask_inject_steps: How many of the first steps are regional, on U-Nets all by default; 0 is neutral.
         double_inject_blocks_interval: Every how many double blocks of FLUX regions are apart; 1 is strongest.
         single_inject_blocks_interval: The same for single blocks.
-        base_ratio: Weight of the whole prompt inside the regions, 0 to 1; 1 is neutral.
+        base_ratio: Weight of the whole prompt inside the regions, 0 to 1, on U-Nets 0.5 by default; 1 is neutral.
         background: Prompt of every place outside the regions; ``""`` gives them no text at all.
         trim_text: Read regional texts with padding to 16 tokens only; an approximation.
     """
@@ -251,7 +253,7 @@ def _places(draft: Draft, conditions: Sequence[Region], options: Options) -> tup
         )
     places = []
     for number, region in enumerate(conditions, 1):
-        usual = INJECTED if _is_joint(draft) else 1.0
+        usual = PUBLISHED if _is_joint(draft) else ON_UNETS
         injected, ratio = _strength(region.strength, settings.num_inference_steps, options, usual)
         mask = _mask(region, canvas, snapped=_is_joint(draft))
         if not mask.any():
@@ -263,11 +265,12 @@ def _places(draft: Draft, conditions: Sequence[Region], options: Options) -> tup
     return tuple(places)
 
 
-def _strength(strength: float | None, steps: int, options: Options, usual: float) -> tuple[float, float]:
-    """Return the share of regional steps, ``usual`` if nothing is asked for, and the base ratio."""
+def _strength(strength: float | None, steps: int, options: Options, usual: tuple[float, float]) -> tuple[float, float]:
+    """Return the share of regional steps and the base ratio, those of ``usual`` that nobody asks otherwise for."""
     if strength is None:
-        own = usual if options.mask_inject_steps is None else options.mask_inject_steps / steps
-        return round(steps * own) / steps, RATIO if options.base_ratio is None else options.base_ratio
+        injected, ratio = usual
+        own = injected if options.mask_inject_steps is None else options.mask_inject_steps / steps
+        return round(steps * own) / steps, ratio if options.base_ratio is None else options.base_ratio
     return round(steps * strength * 5 / 6) / steps, round(0.4 * (1 - strength), 6)
 
 
