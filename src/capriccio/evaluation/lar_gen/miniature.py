@@ -29,7 +29,7 @@ REASONS: Reasons = {
         "Paint by Example was taught to paint what it is shown; the paper's LAR-Gen teaches the whole model too"
     ),
     ("clip_t", "paint-by-example", "subject-only"): (
-        "neither reads the sentence, but each names the subject's kind, and Paint by Example paints the kind more "
+        "neither reads the sentence, which names the subject's kind, and Paint by Example paints that kind more "
         "often: with the subject alone, LAR-Gen's colours come here and its shape does not"
     ),
     ("clip_t", "assign-refine", "inpainting"): (
