@@ -3,7 +3,7 @@
 One subject, several subjects, and panels that show one identity twice (as FLUX met them on the web). A part map,
 predicted from the image tokens of the fourth block and thrown away afterwards, makes shapes come sooner. Texts are
 padded to a random length, mostly short, so that no length is baked in. Of scenes of several things it also meets what
-is around one of them alone, with a sentence on that: such cuttings are what FLUX knew from pictures of every aspect.
+is around one of them alone, with a sentence on that: a region that sees nothing else is a picture of such a shape.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from capriccio.world.whole import Picture
 
 TOKEN = 16  # pixels of one image token
 CELLS = (TOKEN // CELL) ** 2
+ACROSS = 8  # tokens along a side of a scene
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Cuttings:
             if not isinstance(graph, SceneGraph) or graph.people or len(graph.things) < 2:
                 continue
             for thing, box in enumerate(boxes_of(graph)):
-                left, top, right, bottom = (round(8 * edge) for edge in box)
+                left, top, right, bottom = (round(ACROSS * edge) for edge in box)
                 if right - left > 1 and bottom - top > 1:
                     windows.setdefault(Window(left, top, right, bottom), []).append((row, thing))
         return cls(windows)
@@ -285,7 +286,7 @@ class FluxTask(GalleryTask):
     def cuttings(self, rng: np.random.Generator) -> Batch:
         """A batch of single things out of scenes of several, all from one window, which lies at ``corner``."""
         pictures = self.wings["scenes"]
-        window, chosen = self.alone.choose(rng, 2 * self.sizes["scenes"] * (1 if self.budget == "cpu" else 8))
+        window, chosen = self.alone.choose(rng, 2 * self.size_of("scenes"))
         rows, corner = [row for row, _ in chosen], torch.tensor([0, window.top, window.left])
         parts, inks = (
             torch.from_numpy(window.of(maps[rows], TOKEN // CELL)) for maps in (pictures.parts, pictures.inks)

@@ -115,7 +115,7 @@ class GalleryTask(Visitor):
     def batch(self, rng: np.random.Generator) -> Batch:
         wing = self.choose_wing(rng)
         pictures = self.wings[wing.name]
-        rows = self.choose(pictures, self.sizes[wing.name] * (1 if self.budget == "cpu" else 8), rng)
+        rows = self.choose(pictures, self.size_of(wing.name), rng)
         return {
             "latents": torch.from_numpy(pictures.latents[rows]).float(),
             "parts": gather_cells(torch.from_numpy(pictures.parts[rows]).long(), self.token),
@@ -123,6 +123,10 @@ class GalleryTask(Visitor):
             **self.sentences([pictures.graphs[row] for row in rows], rng),
             **self.extras(wing, pictures, rows, rng),
         }
+
+    def size_of(self, wing: str) -> int:
+        """Pictures in a batch from a wing."""
+        return self.sizes[wing] * (1 if self.budget == "cpu" else 8)
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
         """Which pictures of a wing a batch shows."""
