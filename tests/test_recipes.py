@@ -41,6 +41,7 @@ from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.modules.lar_gen import Eye, LarGen
 from capriccio.recipes import (
     control,
+    cuttings,
     flux,
     gallery,
     inpainting,
@@ -364,49 +365,53 @@ def test_the_map_counts_things_more_than_their_backdrop_and_the_unknown_not_at_a
     assert float(painting.map_loss(logits, nothing, nothing)) == 0.0
 
 
-def test_flux_meets_several_things_as_often_as_it_says(tmp_path: Path) -> None:
+def test_painters_meet_several_things_as_often_as_it_says(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, subjects) for subjects in (1, 1, 1, 1, 2, 3)]
-    task = flux.FluxTask(tmp_path)
+    task = sd.SDTask(tmp_path)
     pictures = gallery.Pictures(*(np.zeros(6) for _ in range(3)), graphs=scenes, shards=[], subjects=[])
     rows = task.choose(pictures, 2000, rng)
-    assert pictures.crowded[rows].mean() == pytest.approx(flux.CROWDED, abs=0.05)
+    assert pictures.crowded[rows].mean() == pytest.approx(painting.CROWDED, abs=0.05)
     assert set(rows) == set(range(6))
     alone = gallery.Pictures(*(np.zeros(4) for _ in range(3)), graphs=scenes[:4], shards=[], subjects=[])
     assert set(task.choose(alone, 200, rng)) == set(range(4))
 
 
-def test_cuttings_show_one_thing_where_its_region_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cut_out_is_where_its_region_would_be() -> None:
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, subjects) for subjects in (1, 2, 3, 4) for _ in range(3)]
-    cuttings = flux.Cuttings.of([*scenes, sample_view(rng)])
-    assert sum(map(len, cuttings.windows.values())) == 3 * (2 + 3 + 4)  # who is alone already is not cut out
-    for window, things in cuttings.windows.items():
+    found = cuttings.Cuttings.of([*scenes, sample_view(rng)])
+    assert sum(map(len, found.windows.values())) == 3 * (2 + 3 + 4)  # who is alone already is not cut out
+    for window, things in found.windows.items():
         assert 0 <= window.left < window.right <= 8
         assert 0 <= window.top < window.bottom <= 8
         for row, thing in things:
             one = scenes[row].things[thing]
             assert window.left <= 8 * one.x <= window.right
             assert window.top <= 8 * one.y <= window.bottom
-            assert flux.only(scenes[row], thing).things == (one,)
+            assert cuttings.only(scenes[row], thing).things == (one,)
 
+
+@pytest.mark.parametrize("kind", [flux.FluxTask, sd.SDTask])
+def test_painters_learn_from_cuttings(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, subjects) for subjects in (1, 2, 3, 4) for _ in range(3)]
     drawing = draw(scenes)
     maps = [gallery.cells(labels) for labels in (drawing.parts, drawing.inks)]
     latents = np.arange(12 * 8 * 16 * 16, dtype=np.float32).reshape(12, 8, 16, 16)
-    task = flux.FluxTask(tmp_path)
+    task = kind(tmp_path)
     task.wings = {"scenes": gallery.Pictures(latents, *maps, graphs=scenes, shards=[], subjects=[])}
-    monkeypatch.setattr(flux.FluxTask, "cut", 1.0)
-    batch = task.batch(rng)
-    _, left, top = (int(value) for value in batch["corner"][[0, 2, 1]])
-    tokens = batch["latents"].shape[2] // 2 * (batch["latents"].shape[3] // 2)
-    assert batch["parts"].shape[1:] == (tokens, flux.CELLS)
-    row = int(batch["latents"][0, 0, 0, 0]) // (8 * 16 * 16)
-    assert torch.equal(
-        batch["latents"][0, 0, 0, :4], torch.from_numpy(latents[row, 0, 2 * top, 2 * left : 2 * left + 4])
-    )
-    painter = flux.Painter(flux.new_transformer(flux.SIZE), flux.new_text_encoder(flux.SIZE, len(task.sentences.t5)))
     task.clip = small_clip()
-    loss, readings = task.loss(painter, batch, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(kind, "cut", 1.0)
+    batch = task.batch(rng)
+    _, top, left = (int(value) for value in batch["corner"])
+    height, width = batch["latents"].shape[2:]
+    side = kind.token // gallery.CELL
+    assert batch["parts"].shape[1:] == (4 * height * 4 * width // (2 * side) ** 2, side * side)
+    row = int(batch["latents"][0, 0, 0, 0]) // (8 * 16 * 16)
+    cut = latents[row, 0, 2 * top : 2 * top + height, 2 * left : 2 * left + width]
+    assert np.array_equal(batch["latents"][0, 0].numpy(), cut)
+    loss, readings = task.loss(task.models(), batch, torch.Generator().manual_seed(0))
     assert loss.isfinite()
     assert set(readings) == {"cuttings", "map"}
 

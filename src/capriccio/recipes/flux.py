@@ -8,11 +8,10 @@ is around one of them alone, with a sentence on that: a region that sees nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,20 +27,17 @@ from torch.optim import Optimizer
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from capriccio.evaluation import targets
-from capriccio.evaluation.regions import boxes_of
 from capriccio.objectives import flow_matching_pair, logit_normal
-from capriccio.recipes.gallery import CELL, Pictures
-from capriccio.recipes.painting import INKS, LATENTS, PARTS, GalleryTask, Sentences, gather_cells, map_loss, save_halved
+from capriccio.recipes.gallery import CELL
+from capriccio.recipes.painting import CUT, INKS, LATENTS, PARTS, GalleryTask, Sentences, map_loss, save_halved
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
-from capriccio.world.graph import SceneGraph
 from capriccio.world.tokenizers import clip_tokenizer, t5_tokenizer
 from capriccio.world.whole import Picture
 
 TOKEN = 16  # pixels of one image token
 CELLS = (TOKEN // CELL) ** 2
-ACROSS = 8  # tokens along a side of a scene
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,6 @@ class Size:
 SIZE = Size(heads=4, double=2, single=6, text_layers=2)
 SHARES = {"scenes": 0.72, "pairs": 0.25, "grids": 0.03}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
-CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
-CUT = 0.3  # of the batches are cuttings
 
 
 @dataclass(frozen=True)
@@ -127,52 +121,6 @@ def pack(latents: Tensor) -> Tensor:
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // 4, 4 * channels)
-
-
-class Window(NamedTuple):
-    """A part of a picture, in tokens; the ends are not in it."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    def of(self, values: np.ndarray, side: int) -> np.ndarray:
-        """This part of arrays (..., H, W) with ``side`` entries along a token."""
-        return values[..., side * self.top : side * self.bottom, side * self.left : side * self.right]
-
-
-@dataclass(frozen=True)
-class Cuttings:
-    """Which thing of which picture can be cut out where: rows and things by their window."""
-
-    windows: Mapping[Window, list[tuple[int, int]]]
-
-    @classmethod
-    def of(cls, graphs: Sequence[Picture]) -> Cuttings:
-        """Everything that shares its scene, in the region that would be asked for it."""
-        windows: dict[Window, list[tuple[int, int]]] = {}
-        for row, graph in enumerate(graphs):
-            if not isinstance(graph, SceneGraph) or graph.people or len(graph.things) < 2:
-                continue
-            for thing, box in enumerate(boxes_of(graph)):
-                left, top, right, bottom = (round(ACROSS * edge) for edge in box)
-                if right - left > 1 and bottom - top > 1:
-                    windows.setdefault(Window(left, top, right, bottom), []).append((row, thing))
-        return cls(windows)
-
-    def choose(self, rng: np.random.Generator, count: int) -> tuple[Window, list[tuple[int, int]]]:
-        """A window, as often as things stand in it, and so many of them."""
-        windows, held = list(self.windows), list(self.windows.values())
-        sizes = np.array([len(things) for things in held])
-        chosen = int(rng.choice(len(windows), p=sizes / sizes.sum()))
-        return windows[chosen], [held[chosen][number] for number in rng.integers(0, sizes[chosen], count)]
-
-
-def only(graph: Picture, thing: int) -> SceneGraph:
-    """A scene graph with one of its things."""
-    assert isinstance(graph, SceneGraph)
-    return replace(graph, things=(graph.things[thing],))
 
 
 class Painter(nn.Module):
@@ -244,7 +192,7 @@ class FluxTask(GalleryTask):
     sizes = BATCH
     token = TOKEN
     levels: ClassVar = Levels(scenes=1.0, panels=1.3)
-    cut: ClassVar = CUT
+    cut = CUT
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder to go on from
@@ -265,39 +213,6 @@ class FluxTask(GalleryTask):
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
-
-    def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows of a wing, so many of them with several things that a model learns whose words are whose."""
-        crowded, alone = np.flatnonzero(pictures.crowded), np.flatnonzero(~pictures.crowded)
-        if not len(crowded) or not len(alone):
-            return super().choose(pictures, count, rng)
-        return np.where(rng.random(count) < CROWDED, rng.choice(crowded, count), rng.choice(alone, count))
-
-    @cached_property
-    def alone(self) -> Cuttings:
-        """What can be cut out of the scenes."""
-        return Cuttings.of(self.wings["scenes"].graphs)
-
-    def batch(self, rng: np.random.Generator) -> Batch:
-        if self.cut and rng.random() < self.cut and self.alone.windows:
-            return self.cuttings(rng)
-        return super().batch(rng)
-
-    def cuttings(self, rng: np.random.Generator) -> Batch:
-        """A batch of single things out of scenes of several, all from one window, which lies at ``corner``."""
-        pictures = self.wings["scenes"]
-        window, chosen = self.alone.choose(rng, 2 * self.size_of("scenes"))
-        rows, corner = [row for row, _ in chosen], torch.tensor([0, window.top, window.left])
-        parts, inks = (
-            torch.from_numpy(window.of(maps[rows], TOKEN // CELL)) for maps in (pictures.parts, pictures.inks)
-        )
-        return {
-            "latents": torch.from_numpy(window.of(pictures.latents[rows], 2)).float(),
-            "parts": gather_cells(parts.long(), TOKEN),
-            "inks": gather_cells(inks.long(), TOKEN),
-            "corner": corner.float(),
-            **self.sentences([only(pictures.graphs[row], thing) for row, thing in chosen], rng),
-        }
 
     def pooled(self, ids: Tensor) -> Tensor:
         """CLIP's pooled text (B, 192), not learned."""

@@ -25,11 +25,10 @@ from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting
 from capriccio.recipes.flux import FluxTask, Levels, Painter, is_muons, pack
 from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
 from capriccio.recipes.masks import hole
-from capriccio.recipes.painting import LARGEST, LATENTS, forget_origins, kinds_shown, map_loss
+from capriccio.recipes.painting import FACTOR, LARGEST, LATENTS, forget_origins, kinds_shown, map_loss
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
-FACTOR = 8
 SHARES = {"scenes": 0.3, "pairs": 0.67, "grids": 0.03}
 
 

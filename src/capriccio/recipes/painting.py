@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 
 from capriccio import assets
 from capriccio.recipes import gallery
+from capriccio.recipes.cuttings import UNIT, Cuttings, only
 from capriccio.recipes.gallery import CELL, Pictures, Visitor, Wing
 from capriccio.training.trainer import Batch
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
@@ -26,8 +27,11 @@ from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 from capriccio.world.whole import UNKNOWN, Picture, describe
 
 LATENTS = 8
+FACTOR = 8  # pixels a side of one latent
 PARTS, INKS = NUM_PARTS, NUM_INKS
 SHOWN = 3.0  # what a cell of the part map counts that shows a thing
+CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
+CUT = 0.3  # of the batches are cuttings, where a model learns from them
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
 
@@ -93,11 +97,13 @@ class GalleryTask(Visitor):
         shares: How often a batch comes from each wing, in the order of the wings.
         sizes: Pictures in a batch from each wing, on a CPU; a GPU takes eight times as many.
         token: Pixels a side of one token of the part map.
+        cut: Which share of the batches are cuttings of scenes.
     """
 
     shares: ClassVar[Mapping[str, float]]
     sizes: ClassVar[Mapping[str, int]]
     token: ClassVar[int]
+    cut: ClassVar[float] = 0.0
 
     @cached_property
     def clip(self) -> CLIPTextModel:
@@ -113,6 +119,8 @@ class GalleryTask(Visitor):
         return gallery.WINGS[self.budget][int(rng.choice(len(self.shares), p=list(self.shares.values())))]
 
     def batch(self, rng: np.random.Generator) -> Batch:
+        if self.cut and rng.random() < self.cut and self.alone.windows:
+            return self.cuttings(rng)
         wing = self.choose_wing(rng)
         pictures = self.wings[wing.name]
         rows = self.choose(pictures, self.size_of(wing.name), rng)
@@ -129,8 +137,30 @@ class GalleryTask(Visitor):
         return self.sizes[wing] * (1 if self.budget == "cpu" else 8)
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Which pictures of a wing a batch shows."""
-        return rng.integers(0, len(pictures), count)
+        """Rows of a wing, so many of them with several things that a model learns whose words are whose."""
+        crowded, alone = np.flatnonzero(pictures.crowded), np.flatnonzero(~pictures.crowded)
+        if not len(crowded) or not len(alone):
+            return rng.integers(0, len(pictures), count)
+        return np.where(rng.random(count) < CROWDED, rng.choice(crowded, count), rng.choice(alone, count))
+
+    @cached_property
+    def alone(self) -> Cuttings:
+        """What can be cut out of the scenes."""
+        return Cuttings.of(self.wings["scenes"].graphs)
+
+    def cuttings(self, rng: np.random.Generator) -> Batch:
+        """A batch of single things out of scenes of several, from one window; its ``corner`` is (0, top, left)."""
+        pictures = self.wings["scenes"]
+        window, chosen = self.alone.choose(rng, 2 * self.size_of("scenes"))
+        rows = [row for row, _ in chosen]
+        maps = {"parts": pictures.parts, "inks": pictures.inks}
+        cut = {name: torch.from_numpy(window.of(shown[rows], UNIT // CELL)).long() for name, shown in maps.items()}
+        return {
+            "latents": torch.from_numpy(window.of(pictures.latents[rows], UNIT // FACTOR)).float(),
+            **{name: gather_cells(shown, self.token) for name, shown in cut.items()},
+            "corner": torch.tensor([0.0, window.top, window.left]),
+            **self.sentences([only(pictures.graphs[row], thing) for row, thing in chosen], rng),
+        }
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """What a fine-tune needs beside latents and words; nothing here."""

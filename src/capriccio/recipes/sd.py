@@ -27,6 +27,8 @@ from capriccio.recipes.diffusion import noised, seen
 from capriccio.recipes.gallery import CELL, Pictures, Wing
 from capriccio.recipes.masks import hole
 from capriccio.recipes.painting import (
+    CUT,
+    FACTOR,
     INKS,
     LATENTS,
     PARTS,
@@ -42,7 +44,6 @@ from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.tokenizers import clip_tokenizer
 
 HEAD = 32  # width of an attention head
-FACTOR = 8  # pixels of one latent
 CELLS = (FACTOR // CELL) ** 2
 
 
@@ -152,6 +153,7 @@ class SDTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = FACTOR
+    cut = CUT
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60))
     start: Path | None = None  # a finished pipeline folder to go on from
@@ -196,8 +198,9 @@ class SDTask(GalleryTask):
         weights = self.weights.to(times.device)[times]
         error = (weights * (painted.float() - noise).square().flatten(1).mean(dim=1)).mean()
         shapes = map_loss(logits, batch["parts"], batch["inks"])
-        wide = noisy.shape[-1] > noisy.shape[-2]
-        return error + 0.3 * shapes, {"panels" if wide else "scenes": error, "map": shapes}
+        wide = noisy.shape[-1] > 16
+        shown = "cuttings" if "corner" in batch else "panels" if wide else "scenes"
+        return error + 0.4 * shapes, {shown: error, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_halved(pipeline(model.unet, self.vae, self.clip), folder)
@@ -213,6 +216,8 @@ class SDTask(GalleryTask):
 @dataclass
 class SDInpaintTask(SDTask):
     """Fine-tune the miniature's Stable Diffusion into its inpainting model: 8 + 1 + 8 input channels."""
+
+    cut = 0.0  # a hole in what was cut out would lie too near its border
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=1))
     name: str = "sd-inpaint"

@@ -21,7 +21,8 @@ from capriccio import assets
 from capriccio.methods.lar_gen import RIM
 from capriccio.modules.lar_gen import Eye
 from capriccio.recipes.masks import box_around
-from capriccio.recipes.sd import FACTOR, SDInpaintTask
+from capriccio.recipes.painting import FACTOR
+from capriccio.recipes.sd import SDInpaintTask
 from capriccio.training.trainer import Batch
 from capriccio.world.graph import Panels, SceneGraph
 
