@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -949,6 +950,8 @@ def _collected(manifest: dict[str, Any], out: Path) -> str:
 
 def main() -> None:
     """Run the command line."""
+    # diffusers warns of itself whenever its own FLUX ControlNet is made: nothing that a person could do about
+    warnings.filterwarnings("ignore", "`FluxPosEmbed` is deprecated", FutureWarning)
     app()
 
 
