@@ -206,6 +206,18 @@ def test_a_trained_reader_is_saved_small_and_loads(
     load_people_reader.cache_clear()
 
 
+def test_a_reader_goes_on_from_a_finished_folder(
+    task: PeopleReaderTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capriccio.recipes.reader.impostor_threshold", lambda *_: 0.25)
+    first = task.models()
+    with torch.no_grad():
+        first.embed.bias += 1
+    task.save(first, tmp_path)
+    task.start = tmp_path
+    assert torch.allclose(task.models().embed.bias, first.embed.bias, atol=1e-2)
+
+
 def test_the_measures_are_rates_of_every_name(
     task: PeopleReaderTask, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -43,6 +43,7 @@ Family = Callable[[np.random.Generator], list[SceneGraph]]
 
 IGNORED = -100
 TEMPERATURE = 0.1
+WEIGHTS_FILE = "model.safetensors"
 WEIGHTS = {"kind": 1.0, "main": 1.0, "accent": 1.0, "pattern": 1.0, "backdrop": 0.5, "style": 0.3, "accessory": 0.5}
 
 
@@ -186,6 +187,7 @@ class ReaderTask:
 
     budget: str = "cpu"
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=12, warmup=50))
+    start: Path | None = None  # a finished folder to go on from
     name: str = "reader"
 
     network: ClassVar[type[Reader]] = Reader
@@ -194,6 +196,8 @@ class ReaderTask:
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
         reader: Any = self.network()  # PyTorch's annotations do not know this form of ``to``
+        if self.start is not None:
+            reader.load_state_dict(load_file(self.start / WEIGHTS_FILE))
         return reader.to(memory_format=torch.channels_last)
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
@@ -235,7 +239,7 @@ class ReaderTask:
         config = {"identity_threshold": round(impostor_threshold(model, self.family), 4)}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
+        save_file(weights, folder / WEIGHTS_FILE)
 
     def family(self, rng: np.random.Generator) -> list[SceneGraph]:
         """A held-out family on which identity is measured; its rival is no twin."""
