@@ -67,6 +67,21 @@ def test_the_inner_box_lies_in_the_middle() -> None:
     assert Box(784, 0, 784, 784).inner(768, 768).corners == (792, 8, 1560, 776)
 
 
+@given(st.integers(0, 6), st.integers(0, 4))
+def test_what_a_neighbour_spoils_repeats_the_next_pixels_and_nothing_else_does(spoiled: int, margin: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    both = side_by_side(("left", "right"), 32, 32, 16)
+    panel = both.panel("right")
+    inner = panel.inner(32 - 2 * margin, 32 - 2 * margin)
+    found = np.asarray(canvas.cut_out(Image.fromarray(pixels), inner, panel, spoiled))
+    left, top, right, bottom = inner.corners
+    plain, beyond = pixels[top:bottom, left:right], max(0, spoiled - margin)
+    assert np.array_equal(found[:, beyond:], plain[:, beyond:])
+    assert (found[:, :beyond] == plain[:, beyond : beyond + 1]).all()
+    alone = np.asarray(canvas.cut_out(Image.fromarray(pixels), Box(0, 0, 64, 32), Box(0, 0, 64, 32), spoiled))
+    assert np.array_equal(alone, pixels)  # the canvas's own border spoils nothing
+
+
 def test_it_prints_its_tokens_and_panels() -> None:
     assert str(side_by_side(("left", "right"), 32, 16, 16)) == (
         "64 x 16 px, 4 x 1 = 4 tokens; left 32 x 16 at (0, 0); right 32 x 16 at (32, 0)"

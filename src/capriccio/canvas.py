@@ -126,6 +126,24 @@ def side_by_side(names: tuple[str, ...], width: int, height: int, token: int) ->
     return Canvas(len(names) * width, height, token, panels)
 
 
+def cut_out(picture: Image.Image, inner: Box, panel: Box, spoiled: int) -> Image.Image:
+    """Cut a box out of a panel; what neighbours of the panel spoil repeats the nearest pixels that they do not.
+
+    Args:
+        picture: The whole canvas, whose own border spoils nothing.
+        inner: What is cut out.
+        panel: The panel that it lies in.
+        spoiled: Pixels at the border of a panel that show something of its neighbour.
+    """
+    borders = zip(inner.corners, panel.corners, (0, 0, *picture.size), strict=True)
+    left, top, right, bottom = (
+        max(0, spoiled - abs(side - end)) if end != border else 0 for side, end, border in borders
+    )
+    x0, y0, x1, y1 = inner.corners
+    clean = np.asarray(picture.crop((x0 + left, y0 + top, x1 - right, y1 - bottom)))
+    return Image.fromarray(np.pad(clean, ((top, bottom), (left, right), (0, 0)), mode="edge"))
+
+
 def check_size(width: int, height: int, token: int) -> None:
     """Check that a picture is made of whole tokens.
 

@@ -32,7 +32,9 @@ class Defaults:
             it so (``plain_guidance``) it may be given as ``guidance_scale``.
         max_sequence_length: Text tokens; a longer prompt gets as many as it needs, up to ``longest_text``.
         own: These numbers belong to the model, so methods keep them instead of their paper's.
-        panel_margin: Pixels at a panel's border that its neighbour spoils.
+        panel_margin: Pixels that are painted around a panel and cropped again.
+        panel_spoiled: Pixels at a panel's border, margin included, that show something of its neighbour: beyond the
+            margin they repeat the next ones.
         engines: Ways of inpainting, the best first.
         rows: Pictures painted together at most.
         longest_text: Text tokens that the model can read.
@@ -49,6 +51,7 @@ class Defaults:
     max_sequence_length: int
     own: bool = False
     panel_margin: int = 8
+    panel_spoiled: int = 0
     engines: tuple[str, ...] = ("controlnet", "fill", "hold")
     rows: int = 4
     longest_text: int = 512

@@ -50,7 +50,7 @@ import numpy as np
 
 from capriccio import text
 from capriccio.attention import AttentionProgram, Hide, Weigh
-from capriccio.canvas import Box, Canvas, Mask, lay, side_by_side
+from capriccio.canvas import Box, Canvas, Mask, cut_out, lay, side_by_side
 from capriccio.draft import CANVAS, PAINT, Draft, Finish, Method, Preparation
 from capriccio.errors import CapriccioError
 from capriccio.references import paint_beside, reference_panel
@@ -163,7 +163,9 @@ def _target(draft: Draft, canvas: Canvas, shown: Mapping[str, str], panel: str) 
         ),
         Preparation(PAINT, "mask", f"the {panel} panel", lambda: paint),
     )
-    crop = Finish(f"crop {inner}", lambda painted, _: painted.crop(inner.corners))
+    spoiled = draft.backbone.defaults.panel_spoiled
+    beside = f"; {spoiled} pixels beside another panel repeat the next ones" if spoiled else ""
+    crop = Finish(f"crop {inner}{beside}", lambda painted, _: cut_out(painted, inner, box, spoiled))
     groups = {f"image:{place}": canvas.mask(canvas.panel(place)) for place in (*shown, panel)}
     return replace(draft, groups=groups, picture=inner, finish=(crop,))
 
