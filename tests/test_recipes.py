@@ -392,6 +392,20 @@ def test_what_is_cut_out_is_where_its_region_would_be() -> None:
             assert cuttings.only(scenes[row], thing).things == (one,)
 
 
+def test_some_sentences_tell_of_one_of_several_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    one, three, solid = sample_scene(rng, 1), sample_scene(rng, 3), sample_view(rng)
+    task = sd.SDTask(tmp_path)
+    told = [task.told_of(three, rng) for _ in range(2000)]
+    partly = [graph for graph in told if graph is not three]
+    assert len(partly) / 2000 == pytest.approx(painting.PARTLY, abs=0.03)
+    assert {graph.things for graph in partly} == {(thing,) for thing in three.things}
+    monkeypatch.setattr(sd.SDTask, "partly", 1.0)
+    assert task.told_of(one, rng) is one
+    assert task.told_of(solid, rng) is solid
+    assert inpainting.FillTask(tmp_path).told_of(three, rng) is three
+
+
 @pytest.mark.parametrize("kind", [flux.FluxTask, sd.SDTask])
 def test_painters_learn_from_cuttings(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Cuttings:
         """Everything that shares its scene, in the region that would be asked for it."""
         windows: dict[Window, list[tuple[int, int]]] = {}
         for row, graph in enumerate(graphs):
-            if not isinstance(graph, SceneGraph) or graph.people or len(graph.things) < 2:
+            if not can_be_cut(graph):
                 continue
             for thing, box in enumerate(boxes_of(graph)):
                 left, top, right, bottom = (round(edge * PANEL / UNIT) for edge in box)
@@ -58,6 +58,11 @@ class Cuttings:
         sizes = np.array([len(things) for things in held])
         chosen = int(rng.choice(len(windows), p=sizes / sizes.sum()))
         return windows[chosen], [held[chosen][number] for number in rng.integers(0, sizes[chosen], count)]
+
+
+def can_be_cut(graph: Picture) -> TypeGuard[SceneGraph]:
+    """Whether a picture is a scene of several things, and of nobody."""
+    return isinstance(graph, SceneGraph) and not graph.people and len(graph.things) > 1
 
 
 def only(graph: Picture, thing: int) -> SceneGraph:

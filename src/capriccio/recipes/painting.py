@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 
 from capriccio import assets
 from capriccio.recipes import gallery
-from capriccio.recipes.cuttings import UNIT, Cuttings, only
+from capriccio.recipes.cuttings import UNIT, Cuttings, can_be_cut, only
 from capriccio.recipes.gallery import CELL, Pictures, Visitor, Wing
 from capriccio.training.trainer import Batch
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
@@ -32,6 +32,7 @@ PARTS, INKS = NUM_PARTS, NUM_INKS
 SHOWN = 3.0  # what a cell of the part map counts that shows a thing
 CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
 CUT = 0.3  # of the batches are cuttings, where a model learns from them
+PARTLY = 0.12  # of the sentences on several things tell of one of them alone, where a model learns from such
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
 
@@ -98,12 +99,14 @@ class GalleryTask(Visitor):
         sizes: Pictures in a batch from each wing, on a CPU; a GPU takes eight times as many.
         token: Pixels a side of one token of the part map.
         cut: Which share of the batches are cuttings of scenes.
+        partly: Which share of the sentences on several things tell of one of them alone, as people's often do.
     """
 
     shares: ClassVar[Mapping[str, float]]
     sizes: ClassVar[Mapping[str, int]]
     token: ClassVar[int]
     cut: ClassVar[float] = 0.0
+    partly: ClassVar[float] = 0.0
 
     @cached_property
     def clip(self) -> CLIPTextModel:
@@ -128,7 +131,7 @@ class GalleryTask(Visitor):
             "latents": torch.from_numpy(pictures.latents[rows]).float(),
             "parts": gather_cells(torch.from_numpy(pictures.parts[rows]).long(), self.token),
             "inks": gather_cells(torch.from_numpy(pictures.inks[rows]).long(), self.token),
-            **self.sentences([pictures.graphs[row] for row in rows], rng),
+            **self.sentences([self.told_of(pictures.graphs[row], rng) for row in rows], rng),
             **self.extras(wing, pictures, rows, rng),
         }
 
@@ -142,6 +145,12 @@ class GalleryTask(Visitor):
         if not len(crowded) or not len(alone):
             return rng.integers(0, len(pictures), count)
         return np.where(rng.random(count) < CROWDED, rng.choice(crowded, count), rng.choice(alone, count))
+
+    def told_of(self, graph: Picture, rng: np.random.Generator) -> Picture:
+        """What of a picture its sentence tells: all of it, or one of several things."""
+        if self.partly and rng.random() < self.partly and can_be_cut(graph):
+            return only(graph, int(rng.integers(len(graph.things))))
+        return graph
 
     @cached_property
     def alone(self) -> Cuttings:

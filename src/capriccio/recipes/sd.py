@@ -31,6 +31,7 @@ from capriccio.recipes.painting import (
     FACTOR,
     INKS,
     LATENTS,
+    PARTLY,
     PARTS,
     GalleryTask,
     forget_origins,
@@ -154,8 +155,9 @@ class SDTask(GalleryTask):
     sizes = BATCH
     token = FACTOR
     cut = CUT
+    partly = PARTLY
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder to go on from
     name: str = "sd"
 
@@ -218,6 +220,7 @@ class SDInpaintTask(SDTask):
     """Fine-tune the miniature's Stable Diffusion into its inpainting model: 8 + 1 + 8 input channels."""
 
     cut = 0.0  # a hole in what was cut out would lie too near its border
+    partly = 0.0
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=1))
     name: str = "sd-inpaint"
