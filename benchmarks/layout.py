@@ -3,6 +3,7 @@
     python benchmarks/layout.py --json                                      one row a line
     python benchmarks/layout.py --save benchmarks/results/layout.json       and a file with its recipe
     python benchmarks/layout.py --model miniature-sd                        Stable Diffusion instead of FLUX
+    python benchmarks/layout.py --sheet places.jpg                          and the first scenes of each, to look at
     python benchmarks/layout.py --quick                                     8 scenes of two, to see that it works
 
 Rows: ``{name: "right" | "bled", variant, subjects, value, low, high, n}``; the variant ``regions`` (half of the steps
@@ -22,12 +23,14 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from capriccio.backbones.unet import UNetBackbone
 from capriccio.evaluation import reports
 from capriccio.evaluation.metrics import to_pixels
-from capriccio.evaluation.regions import bled, held_out, paint_graphs, read_places, right_places
+from capriccio.evaluation.regions import bled, held_out, paint_graphs, read_places, right_places, scene_of
 from capriccio.evaluation.statistics import mean_interval, paired_gain, rank_correlation
+from capriccio.pictures import grid
 from capriccio.studio import Studio
 from capriccio.world.draw import draw
 
@@ -42,20 +45,30 @@ STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
 """Series of settings, each from the weakest to the strongest; U-Nets have no single blocks."""
 
 
-def measure(model: str, count: int, others: int, strengths: int, steps: int) -> Iterable[dict[str, Any]]:
-    """Measure two, three and four subjects, then strengths on pairs."""
+Pair = tuple[str, Image.Image, Image.Image]
+"""What was asked for, and what was painted from the sentence alone and with regions."""
+SHOWN = 3  # scenes of each number of things on a sheet
+
+
+def measure(
+    model: str, count: int, others: int, strengths: int, steps: int, pairs: list[Pair]
+) -> Iterable[dict[str, Any]]:
+    """Measure two, three and four subjects, then strengths on pairs; the first scenes of each are added to `pairs`."""
     studio = Studio.open(model)
     settings, usual = {"num_inference_steps": steps}, _usual(studio)
     for subjects, scenes in ((2, count), (3, others), (4, others)):
         if not scenes:
             continue
         graphs = held_out(scenes, subjects, seed=8)  # others than those that strengths are compared on
+        plain = paint_graphs(studio, graphs, False, told=reports.counting("sentence"), **settings)
+        regional = paint_graphs(studio, graphs, True, _whole(usual, steps), reports.counting("regions"), **settings)
+        sentences = [scene_of(graph, number, False, {}).prompt for number, graph in enumerate(graphs[:SHOWN])]
+        pairs += zip(sentences, plain[:SHOWN], regional[:SHOWN], strict=True)
         found = {
             "renders": draw(graphs).pixels,
-            "sentence": to_pixels(paint_graphs(studio, graphs, False, told=reports.counting("sentence"), **settings)),
+            "sentence": to_pixels(plain),
+            "regions": to_pixels(regional),
         }
-        regional = paint_graphs(studio, graphs, True, _whole(usual, steps), reports.counting("regions"), **settings)
-        found["regions"] = to_pixels(regional)
         seen = {variant: read_places(graphs, pixels) for variant, pixels in found.items()}
         for name, score in SCORES.items():
             values = {v: [score(g, s) for g, s in zip(graphs, places, strict=True)] for v, places in seen.items()}
@@ -108,6 +121,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--save", metavar="FILE", help="also write rows and recipe to this JSON file")
     parser.add_argument("--quick", action="store_true", help="8 scenes of two subjects")
+    parser.add_argument("--sheet", metavar="FILE", help="also a picture: sentence above, regions below")
     parser.add_argument("--model", default="miniature", choices=("miniature", "miniature-sd"))
     parser.add_argument("--scenes", type=int, default=100, help="scenes of two subjects")
     parser.add_argument("--others", type=int, default=100, help="scenes of three, and of four")
@@ -115,8 +129,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="denoising steps")
     arguments = parser.parse_args()
     sizes = (8, 0, 0) if arguments.quick else (arguments.scenes, arguments.others, arguments.strengths)
-    rows = list(measure(arguments.model, *sizes, arguments.steps))
+    pairs: list[Pair] = []
+    rows = list(measure(arguments.model, *sizes, arguments.steps, pairs))
     reports.show(rows, "Things at their places", arguments.json)
+    if arguments.sheet:
+        texts, plain, regional = zip(*pairs, strict=True)
+        sheet = grid([*plain, *regional], len(pairs), [""] * len(pairs) + list(texts), text_size=10)
+        sheet.save(arguments.sheet, quality=88)
     if arguments.save:
         names = ("two", "three_and_four", "strengths")
         protocol = {"model": arguments.model, **dict(zip(names, sizes, strict=True)), "steps": arguments.steps}

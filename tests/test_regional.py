@@ -169,6 +169,14 @@ def test_strength_is_inject_steps_base_ratio_and_intervals(flux: FluxBackbone) -
     assert torch.equal(latents_of(flux, *strong, **steps), same)
 
 
+def test_on_unets_strength_is_steps_and_half_of_the_prompt_at_least() -> None:
+    unet = UNetBackbone(tiny.stable_diffusion("sd15"))
+    for strength, steps, ratio in ((1.0, 4, 0.5), (0.5, 2, 0.75)):
+        strong = [Region(place.prompt, box=place.box, strength=strength) for place in (LEFT, RIGHT)]
+        same = latents_of(unet, *regions(LEFT, RIGHT, mask_inject_steps=steps, base_ratio=ratio))
+        assert torch.equal(latents_of(unet, *strong), same)
+
+
 def test_each_region_has_a_strength_of_its_own(flux: FluxBackbone) -> None:
     both = [Region(p.prompt, box=p.box, strength=s) for p, s in ((LEFT, 1.0), (RIGHT, 0.4))]
     plan = plan_of(flux, *both, num_inference_steps=12)

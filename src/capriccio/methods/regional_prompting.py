@@ -16,7 +16,11 @@ their pipeline mask one block. Or one ``strength`` s for each region, 0 to 1:
 
     inject steps = 5/6 s of all;  base ratio = 0.4 (1 - s);  every block if s >= 0.5, else every second single block
 
-so that 0.5 is the demos' setting, 1 leaves nothing to the prompt, and 0 is plain painting.
+so that 0.5 is the demos' setting, 1 leaves nothing to the prompt, and 0 is plain painting. On U-Nets
+
+    inject steps = s of all;  base ratio = 1 - s / 2
+
+for there the regions need the prompt beside them: at 1 it is the default, RPG's half of each.
 
 On U-Nets, where text is in cross-attention, only that is divided: a place sees the text of its regions and, mixed in,
 the prompt; the picture sees itself whole, so it stays one, and every step is regional by default (ours: with
@@ -253,8 +257,7 @@ def _places(draft: Draft, conditions: Sequence[Region], options: Options) -> tup
         )
     places = []
     for number, region in enumerate(conditions, 1):
-        usual = PUBLISHED if _is_joint(draft) else ON_UNETS
-        injected, ratio = _strength(region.strength, settings.num_inference_steps, options, usual)
+        injected, ratio = _control(region.strength, settings.num_inference_steps, options, _is_joint(draft))
         mask = _mask(region, canvas, snapped=_is_joint(draft))
         if not mask.any():
             raise CapriccioError(
@@ -265,13 +268,14 @@ def _places(draft: Draft, conditions: Sequence[Region], options: Options) -> tup
     return tuple(places)
 
 
-def _strength(strength: float | None, steps: int, options: Options, usual: tuple[float, float]) -> tuple[float, float]:
-    """Return the share of regional steps and the base ratio, those of ``usual`` that nobody asks otherwise for."""
+def _control(strength: float | None, steps: int, options: Options, joint: bool) -> tuple[float, float]:
+    """Return the share of regional steps and the base ratio: of a strength, or the usual ones where none is asked."""
     if strength is None:
-        injected, ratio = usual
+        injected, ratio = PUBLISHED if joint else ON_UNETS
         own = injected if options.mask_inject_steps is None else options.mask_inject_steps / steps
         return round(steps * own) / steps, ratio if options.base_ratio is None else options.base_ratio
-    return round(steps * strength * 5 / 6) / steps, round(0.4 * (1 - strength), 6)
+    injected, ratio = (strength * 5 / 6, 0.4 * (1 - strength)) if joint else (strength, 1 - strength / 2)
+    return round(steps * injected) / steps, round(ratio, 6)
 
 
 def _mask(region: Region, canvas: Canvas, snapped: bool) -> Mask:
