@@ -133,9 +133,8 @@ def main() -> None:
     rows = list(measure(arguments.model, *sizes, arguments.steps, pairs))
     reports.show(rows, "Things at their places", arguments.json)
     if arguments.sheet:
-        texts, plain, regional = zip(*pairs, strict=True)
-        sheet = grid([*plain, *regional], len(pairs), [""] * len(pairs) + list(texts), text_size=10)
-        sheet.save(arguments.sheet, quality=88)
+        both = [grid([plain, regional], columns=1, gap=4) for _, plain, regional in pairs]
+        grid(both, len(pairs), [text for text, _, _ in pairs], gap=4, text_size=10).save(arguments.sheet, quality=88)
     if arguments.save:
         names = ("two", "three_and_four", "strengths")
         protocol = {"model": arguments.model, **dict(zip(names, sizes, strict=True)), "steps": arguments.steps}
