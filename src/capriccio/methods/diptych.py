@@ -24,7 +24,8 @@ Differences from the authors' code, all of them deliberate:
 * engines beside the ControlNet: FLUX Fill (embedded guidance 30, no second branch, as it was trained) and, without any
   inpainting model, holding the reference's latents;
 * of several pictures of the subject, the one that shows it largest is used, and the plan says so;
-* a backbone with numbers of its own (the miniature) keeps them: steps, guidance, panel size, margin.
+* a backbone with numbers of its own (the miniature) keeps them: steps, guidance, panel size, and no margin; there the
+  pixels that the reference's panel spoils repeat the next ones.
 
 Ours, and an experiment: ``diptych-joint`` paints several subjects, each in a region of its own, on one canvas. The
 paper paints them one after the other, and so do we unless this is asked for by name. The references have a panel each
