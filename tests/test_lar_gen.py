@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.embeddings import ImageProjection
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from capriccio import Edit, Scene, Studio, Subject
 from capriccio.attention import layers_of
@@ -240,6 +241,24 @@ def test_files_come_back_the_same(tmp_path: Path, studio: Studio) -> None:
     again = LarGen.load(tmp_path, backbone.fill, backbone.base, tiny.eye())
     for (name, old), (_, new) in zip(module.state_dict().items(), again.state_dict().items(), strict=True):
         torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_a_refinenet_knows_what_it_is_a_copy_of(
+    tmp_path: Path, mug: Subject, picture: Image.Image, spot: Image.Image
+) -> None:
+    studio, asked = open_studio(), scene(mug, picture, spot)
+    backbone = studio.backbone
+    backbone.modules["lar-gen"].save(tmp_path)
+    same, halved, other = (copy.deepcopy(backbone.base) for _ in range(3))
+    other.conv_in.weight.data += 0.01
+    for base, differs in ((same, False), (halved.half(), False), (other, True)):
+        backbone.modules["lar-gen"] = LarGen.load(tmp_path, backbone.fill, base, tiny.eye())
+        assert ("learned beside other weights" in str(studio.plan(asked))) == differs
+    assert "learned beside" not in str(studio.plan(scene(mug, picture, spot, refine=False)))
+    rounded = copy.deepcopy(other).bfloat16()  # of which nobody can say whether it is the same
+    assert not LarGen.load(tmp_path, backbone.fill, rounded, tiny.eye()).base_differs
+    save_file(load_file(tmp_path / "refine.safetensors"), tmp_path / "refine.safetensors")  # of before there was a hash
+    assert not LarGen.load(tmp_path, backbone.fill, other, tiny.eye()).base_differs
 
 
 def test_the_file_of_assign_is_an_ip_adapter_plus(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -19,10 +17,8 @@ from torch import nn
 
 from capriccio.backbones.limits import adapted
 from capriccio.errors import CapriccioError
+from capriccio.formats import tensors
 from capriccio.scene import Lora
-
-_WHOLE = 256 * 2**20
-"""Bytes up to which every weight is hashed; of larger networks, every 4099th."""
 
 _UP = re.compile(r"(lora_B|lora_up|lora\.up|lora_linear_layer\.up)(\.\w+)?\.weight$")
 """The second matrix of a pair, in the layouts that diffusers' readers return."""
@@ -231,14 +227,5 @@ def _reason(error: Exception) -> str:
 
 def fingerprint(network: nn.Module) -> str:
     """Return a SHA-256 of a network's weights, ``"sampled:..."`` where it is too large to read whole."""
-    state = sorted(network.state_dict().items())
-    if any(value.is_meta for _, value in state):
-        return "not at hand (offloaded)"
-    size = sum(value.numel() * value.element_size() for _, value in state)
-    every = 1 if size <= _WHOLE else 4099
-    digest = hashlib.sha256()
-    for name, value in state:
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        part = value.detach().reshape(-1)[::every].contiguous().cpu()
-        digest.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
-    return ("" if every == 1 else "sampled:") + digest.hexdigest()
+    state = network.state_dict()
+    return "not at hand (offloaded)" if any(value.is_meta for value in state.values()) else tensors.digest(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from capriccio.errors import CapriccioError, nearest
 
 State = dict[str, Tensor]
+_WHOLE = 256 * 2**20
+"""Bytes up to which every weight is hashed; of larger networks, every 4099th."""
 _UNREADABLE = (OSError, EOFError, SafetensorError, pickle.UnpicklingError, RuntimeError, TypeError, ValueError)
 
 
@@ -34,6 +37,24 @@ def read(path: Path) -> dict[str, Any]:
             f"The weights {str(path)!r} could not be read ({type(error).__name__}); give a file of safetensors, or one "
             "that torch.save wrote, in its present form and with nothing but weights by name."
         ) from None
+
+
+def digest(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """Return a SHA-256 of weights and their names, ``"sampled:..."`` where they are too many to read them all.
+
+    Args:
+        weights: By name; not on the meta device.
+        dtype: What they are rounded to before, so that one network in two precisions is the same; ``None`` is their
+            own.
+    """
+    size = sum(value.numel() * (dtype or value.dtype).itemsize for value in weights.values())
+    every = 1 if size <= _WHOLE else 4099
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        part = value.detach().reshape(-1)[::every].to(device="cpu", dtype=dtype or value.dtype).contiguous()
+        found.update(f"{name} {tuple(value.shape)} {part.dtype}".encode())
+        found.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+    return ("" if every == 1 else "sampled:") + found.hexdigest()
 
 
 def check_fit(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], complaint: str, remedy: str) -> None:

@@ -139,6 +139,11 @@ def plan(draft: Draft, conditions: Sequence[Subject | Edit], options: Options) -
         )
     draft = _seen(draft, subject, backbone, module, beta)
     draft = _refined(draft, subject, backbone, module) if refines else draft
+    if refines and module.base_differs:
+        draft = draft.say(
+            "RefineNet learned beside other weights than those of the model that paints from text, of which it is a "
+            "copy, and may do little; open the model it was taught with, or teach it again."
+        )
     return draft.say(*filter(None, [backbone.defaults.caution]))
 
 

@@ -6,8 +6,9 @@ denoises the subject itself and lends its states to the self-attention of the de
 one linear layer in the place of text.
 
 A folder holds ``ip_adapter.safetensors``; with Refine, ``refine.safetensors`` with what RefineNet learned (the rest of
-it is the model that paints from text); and CLIP as ``image_encoder`` with its ``feature_extractor``, unless the
-miniature's own is meant. The authors' release lies otherwise: see `capriccio.formats.largen`.
+it is the model that paints from text, whose hash the file tells); and CLIP as ``image_encoder`` with its
+``feature_extractor``, unless the miniature's own is meant. The authors' release lies otherwise: see
+`capriccio.formats.largen`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -47,6 +48,7 @@ from capriccio.objectives import diffused
 
 ASSIGN_FILE, REFINE_FILE = "ip_adapter.safetensors", "refine.safetensors"
 QUERIES = 16
+COPIED = "copy_of"  # what the file of Refine calls the hash of what RefineNet is a copy of
 HEAD = 64  # width of a head of the resampler, in all published files
 
 
@@ -146,7 +148,12 @@ class LarGen(nn.Module):
         layers: Names of those layers, in order.
         detail: Features to what RefineNet reads in the place of text.
         refine: RefineNet.
+
+    Attributes:
+        base_differs: Whether the rest of RefineNet is a copy of other weights than those beside which it learned.
     """
+
+    base_differs = False
 
     def __init__(
         self,
@@ -259,7 +266,8 @@ class LarGen(nn.Module):
         if self.refine is not None and self.detail is not None:
             own = {f"detail.{key}": value for key, value in self.detail.state_dict().items()}
             own |= {key: value for key, value in self.refine.state_dict().items() if learns_in_refine(key)}
-            save_file({key: value.half().contiguous() for key, value in own.items()}, folder / REFINE_FILE)
+            halves = {key: value.half().contiguous() for key, value in own.items()}
+            save_file(halves, folder / REFINE_FILE, {COPIED: copied(self.refine)})
 
     @classmethod
     def load(cls, folder: Path, unet: UNet2DConditionModel, base: UNet2DConditionModel | None, eye: Eye) -> LarGen:
@@ -289,6 +297,7 @@ class LarGen(nn.Module):
                 )
             whole.add_refine(base)
             whole._read_refine(load_file(folder / REFINE_FILE), folder)
+            whole.base_differs = _learned_beside_another(folder / REFINE_FILE, base)
         whole._in_step_with(unet)
         return whole.eval().requires_grad_(False)
 
@@ -340,6 +349,19 @@ def decoder(unet: UNet2DConditionModel) -> Layers:
 def learns_in_refine(name: str) -> bool:
     """Whether a weight of RefineNet learns: those of its cross-attention (section 4.4)."""
     return ".attn2." in name
+
+
+def copied(unet: UNet2DConditionModel) -> str:
+    """Return a hash of what of RefineNet does not learn, in half precision."""
+    rest = {name: value for name, value in unet.state_dict().items() if not learns_in_refine(name)}
+    return tensors.digest(rest, torch.float16)
+
+
+def _learned_beside_another(path: Path, unet: UNet2DConditionModel) -> bool:
+    """Whether a file of Refine tells of another U-Net; one that tells of none, or a U-Net in bfloat16, cannot say."""
+    with safe_open(path, "pt") as file:
+        told = (file.metadata() or {}).get(COPIED)
+    return told is not None and unet.dtype != torch.bfloat16 and told != copied(unet)
 
 
 def encoder_in(folder: Path) -> Path | None:
