@@ -365,6 +365,16 @@ def test_the_map_counts_things_more_than_their_backdrop_and_the_unknown_not_at_a
     assert float(painting.map_loss(logits, nothing, nothing)) == 0.0
 
 
+def test_what_a_thing_looks_like_counts_more_than_its_backdrop() -> None:
+    wanted = torch.zeros(1, 2, 3)
+    parts = torch.tensor([[[1, 2], [0, painting.UNKNOWN]]])  # a token of a thing, and one that shows none
+    on_thing, beside = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0], [1.0]]])
+    ones = torch.ones(1, 2, 3)
+    weigh = [float(painting.thing_error(ones * where, wanted, parts)) for where in (on_thing, beside)]
+    assert weigh[0] == pytest.approx(painting.DRAWN * weigh[1])
+    assert sum(weigh) == pytest.approx(1.0)  # an error that is the same everywhere is just that
+
+
 def test_painters_meet_several_things_as_often_as_it_says(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, subjects) for subjects in (1, 1, 1, 1, 2, 3)]

@@ -22,6 +22,7 @@ from capriccio.objectives import (
     noise_weight,
     pyramid_l1,
 )
+from capriccio.recipes.flux import Size, grid_ids, new_transformer
 from capriccio.training import optimisers, trainer
 from capriccio.training.optimisers import Muon, muon_and_adamw, orthogonalise, warm_constant_decay
 from capriccio.training.trainer import (
@@ -33,6 +34,7 @@ from capriccio.training.trainer import (
     Row,
     Schedule,
     chosen_precision,
+    compile_blocks,
     fit,
     minutes_learned,
     read_table,
@@ -161,6 +163,73 @@ def test_precision_is_the_one_asked_for_or_a_sentence() -> None:
     assert chosen_precision("fp16", "cuda") == "fp16"
     with pytest.raises(CapriccioError, match="needs a GPU"):
         chosen_precision("fp16", "cpu")
+
+
+# --- compiled blocks ---
+
+
+class Repeated(nn.Linear):
+    """A model of diffusers, as far as compiling goes: it says which of its blocks repeat."""
+
+    _repeated_blocks = ("Block",)
+
+    def compile_repeated_blocks(self, **settings: object) -> None:
+        self.settings = settings
+
+
+@dataclass
+class RepeatedTask(LineTask):
+    """A line behind a model that has blocks."""
+
+    def models(self) -> nn.Module:
+        self.made = nn.Sequential(Repeated(4, 8), nn.Linear(8, 1))
+        return self.made
+
+
+def test_blocks_are_compiled_where_that_is_asked_for(tmp_path: Path) -> None:
+    for compiled, settings in ((True, {"dynamic": True}), (False, None)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        task = RepeatedTask(replace(SHORT, steps=2, compiled=compiled))
+        fit(task, tmp_path / str(compiled))
+        assert getattr(task.made[0], "settings", None) == settings
+
+
+def test_only_what_learns_is_compiled() -> None:
+    still = Repeated(4, 8).requires_grad_(False)
+    for module in (nn.Sequential(still, nn.Linear(8, 1)), nn.Linear(4, 8)):
+        with pytest.raises(CapriccioError, match="leave --compile out"):
+            compile_blocks(module)
+    assert not hasattr(still, "settings")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
+    """The real thing: a small transformer of FLUX, compiled by the machine's own compiler, takes the same steps."""
+    states = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = new_transformer(Size(heads=1, double=1, single=2, text_layers=1))
+        if compiled:
+            compile_blocks(model)
+        learner = torch.optim.SGD(model.parameters(), lr=0.1)
+        for side in (2, 4):  # pictures of two sizes, one compilation
+            rng = torch.Generator().manual_seed(side)
+            painted = model(
+                hidden_states=torch.randn(2, side * side, 32, generator=rng),
+                encoder_hidden_states=torch.randn(2, 5, 64, generator=rng),
+                pooled_projections=torch.randn(2, 192, generator=rng),
+                timestep=torch.tensor([0.3, 0.6]),
+                img_ids=grid_ids(side, side),
+                txt_ids=torch.zeros(5, 3),
+                return_dict=False,
+            )[0]
+            (painted - 1).square().mean().backward()
+            learner.step()
+            learner.zero_grad()
+        states.append(model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 # --- what is kept ---

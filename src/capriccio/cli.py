@@ -762,6 +762,9 @@ def miniature(
         bool,
         typer.Option("--keep-text", help="FLUX's text encoder stays as in --start, so Fill and ControlNets fit on."),
     ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile blocks: a minute at the start, a quarter off each step.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be trained.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -777,11 +780,14 @@ def miniature(
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
     if everything == (name is not None):
         raise CapriccioError(f"Say what to train: one of {', '.join(family.ORDER)}, or else --all.")
-    for option, given in (("--start", start), ("--content", content), ("--keep-text", keep_text or None)):
+    one = {"--start": start, "--content": content, "--keep-text": keep_text or None, "--compile": compiled or None}
+    for option, given in one.items():
         if everything and given is not None:
             raise CapriccioError(f"{option} is for one model; leave it out, or train that model by its name.")
     names = family.ORDER if name is None else (name,)
-    orders = [family.Order(each, out, budget.value, minutes, seed, start, content, keep_text) for each in names]
+    orders = [
+        family.Order(each, out, budget.value, minutes, seed, start, content, keep_text, compiled) for each in names
+    ]
     steps = family.plan(orders)
     if not as_json:
         Console(stderr=not dry_run).print(_steps(steps, "minutes"))

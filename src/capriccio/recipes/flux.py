@@ -29,7 +29,17 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from capriccio.evaluation import targets
 from capriccio.objectives import flow_matching_pair, logit_normal
 from capriccio.recipes.gallery import CELL
-from capriccio.recipes.painting import CUT, INKS, LATENTS, PARTS, GalleryTask, Sentences, map_loss, save_halved
+from capriccio.recipes.painting import (
+    CUT,
+    INKS,
+    LATENTS,
+    PARTS,
+    GalleryTask,
+    Sentences,
+    map_loss,
+    save_halved,
+    thing_error,
+)
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -191,7 +201,7 @@ class FluxTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = TOKEN
-    levels: ClassVar = Levels(scenes=1.0, panels=1.3)
+    levels: ClassVar = Levels(scenes=0.8, panels=1.1, deviation=1.2)
     cut = CUT
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
@@ -212,7 +222,8 @@ class FluxTask(GalleryTask):
         return Painter(new_transformer(SIZE), new_text_encoder(SIZE, len(self.sentences.t5)))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
+        gently = 1.0 if self.start is None else 0.5  # what goes on has its shapes already
+        return muon_and_adamw(model, is_muons, muon_lr=gently * 2.5e-3, adamw_lr=gently * 1.2e-3)
 
     def pooled(self, ids: Tensor) -> Tensor:
         """CLIP's pooled text (B, 192), not learned."""
@@ -236,7 +247,8 @@ class FluxTask(GalleryTask):
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == 64 else "panels"
-        return flow + 0.4 * shapes, {shown: flow, "map": shapes}
+        things = thing_error(painted, velocity, batch["parts"])
+        return things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_halved(pipeline(model.transformer, model.text_encoder, self.vae, self.clip), folder)

@@ -25,7 +25,7 @@ from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting
 from capriccio.recipes.flux import FluxTask, Levels, Painter, is_muons, pack
 from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
 from capriccio.recipes.masks import hole
-from capriccio.recipes.painting import FACTOR, LARGEST, LATENTS, forget_origins, kinds_shown, map_loss
+from capriccio.recipes.painting import FACTOR, LARGEST, LATENTS, forget_origins, kinds_shown, map_loss, thing_error
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
@@ -98,7 +98,8 @@ class FillTask(FluxTask):
         painted, logits = model(tokens, sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
-        return flow + 0.1 * shapes, {"flow": flow, "map": shapes}
+        things = thing_error(painted, velocity, batch["parts"])
+        return things + 0.1 * shapes, {"flow": flow, "things": things, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         # The transformer alone: everything else is the same as beside the model that paints from text.

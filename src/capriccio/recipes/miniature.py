@@ -81,6 +81,7 @@ class Order:
         start: A finished folder of weights to go on from, where the recipe can.
         content: What its pictures show, one of ``world.whole.SHEETS``; ``None`` is the whole world.
         keep_text: Of a FLUX that goes on from a folder: its text encoder stays, so that what learned beside it fits on.
+        compiled: Blocks are compiled: the same training, a quarter quicker. Not part of what it begins from.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Order:
     start: Path | None = None
     content: str | None = None
     keep_text: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in FAMILY:
@@ -294,7 +296,7 @@ def make_task(order: Order) -> Any:
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
     task = kind(**{key: value for key, value in given.items() if key in accepted})
-    changes = {"minutes": order.minutes, "seed": order.seed}
+    changes = {"minutes": order.minutes, "seed": order.seed, "compiled": order.compiled}
     task.schedule = dataclasses.replace(task.schedule, **{k: v for k, v in changes.items() if v is not None})
     return task
 

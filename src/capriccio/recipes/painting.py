@@ -30,8 +30,9 @@ LATENTS = 8
 FACTOR = 8  # pixels a side of one latent
 PARTS, INKS = NUM_PARTS, NUM_INKS
 SHOWN = 3.0  # what a cell of the part map counts that shows a thing
+DRAWN = 2.0  # what a token counts that shows a thing, where a model is told to look at things
 CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
-CUT = 0.3  # of the batches are cuttings, where a model learns from them
+CUT = 0.2  # of the batches are cuttings, where a model learns from them
 PARTLY = 0.12  # of the sentences on several things tell of one of them alone, where a model learns from such
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
@@ -49,6 +50,21 @@ def kinds_shown(parts: np.ndarray) -> np.ndarray:
     """Which kind of object every cell of a part map shows, by its index in ``KINDS``; -1 where it is none."""
     objects = (parts > 0) & (parts <= 2 * len(KINDS))
     return np.where(objects, (parts.astype(int) - 1) // 2, -1)
+
+
+def thing_error(painted: Tensor, wanted: Tensor, parts: Tensor) -> Tensor:
+    """Squared error of tokens, in which one that shows a thing all over counts ``DRAWN`` times.
+
+    What a thing looks like is most of what words say, and a transformer that may choose learns its backdrops first.
+
+    Args:
+        painted: (B, tokens, C).
+        wanted: (B, tokens, C).
+        parts: (B, tokens, cells); 0 is the backdrop.
+    """
+    shown = ((parts > 0) & (parts != UNKNOWN)).float().mean(-1)
+    weights = 1.0 + (DRAWN - 1.0) * shown
+    return (weights * (painted.float() - wanted).square().mean(-1)).sum() / weights.sum()
 
 
 def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
