@@ -437,7 +437,7 @@ def test_painters_learn_from_cuttings(kind: Any, tmp_path: Path, monkeypatch: py
     assert np.array_equal(batch["latents"][0, 0].numpy(), cut)
     loss, readings = task.loss(task.models(), batch, torch.Generator().manual_seed(0))
     assert loss.isfinite()
-    assert set(readings) == {"cuttings", "map"}
+    assert set(readings) >= {"cuttings", "map"}
 
 
 @pytest.mark.usefixtures("small")

@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 
 from capriccio.evaluation.regions import boxes_of
+from capriccio.recipes.gallery import PANEL
 from capriccio.world.graph import SceneGraph
 from capriccio.world.whole import Picture
 
 UNIT = 16  # pixels that the sides of a cutting are multiples of: a token of FLUX, two latents
-PANEL = 128  # pixels a side of a scene
 
 
 class Window(NamedTuple):

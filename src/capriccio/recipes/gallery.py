@@ -24,6 +24,7 @@ from capriccio.world.graph import SceneGraph
 from capriccio.world.whole import Picture, depict, from_dict, sample_picture, sample_sheet, to_dict
 
 SHARD = 256
+PANEL = 128  # pixels a side of a scene and of every panel
 CELL = 4  # pixels of one cell of the part map
 
 

@@ -2,8 +2,10 @@
 
 Eight latents at 16 x 16, scaled-linear betas, cross-attention at every level, heads of 32. The text encoder is frozen,
 as Stable Diffusion's is. A part map, predicted behind the last but one up block and thrown away afterwards, makes
-shapes come sooner. Its inpainting model reads the mask and the masked picture as 1 + 8 further channels; that folder
-holds a U-Net and nothing else, for diffusers' own inpainting pipeline runs models of 4 latents alone.
+shapes come sooner. Of scenes of several things it also meets what is around one of them alone, and sentences that tell
+of one of them: regions ask for both. Its inpainting model reads the mask and the masked picture as 1 + 8 further
+channels; that folder holds a U-Net and nothing else, for diffusers' own inpainting pipeline runs models of 4 latents
+alone.
 """
 
 from __future__ import annotations

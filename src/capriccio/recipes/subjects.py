@@ -20,13 +20,12 @@ from torch.nn.functional import interpolate, pad
 from capriccio import assets
 from capriccio.methods.lar_gen import RIM
 from capriccio.modules.lar_gen import Eye
+from capriccio.recipes.gallery import PANEL
 from capriccio.recipes.masks import box_around
 from capriccio.recipes.painting import FACTOR
 from capriccio.recipes.sd import SDInpaintTask
 from capriccio.training.trainer import Batch
 from capriccio.world.graph import Panels, SceneGraph
-
-PANEL = 128
 
 
 def alone(pixels: Tensor, mask: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ class Schedule:
     Attributes:
         accumulation: Batches of one step, whose gradients are averaged: so many times the batch in the same memory.
         precision: Of the forward. ``"auto"`` is bfloat16 where the machine is quick at it; ``"no"`` leaves it single.
-        compiled: Whether the repeated blocks of diffusers' models are compiled: a minute at the start, and a quarter
-            off each step on a CPU. It needs a C++ compiler there.
+        compiled: Whether the repeated blocks of diffusers' models are compiled: a quarter off each step on a CPU (which
+            needs a C++ compiler), for half a minute at the first picture of each size.
     """
 
     minutes: float

@@ -21,9 +21,10 @@ from torch.optim import Optimizer
 from capriccio import assets
 from capriccio.methods.lar_gen import NAME
 from capriccio.modules.lar_gen import LarGen
+from capriccio.recipes.gallery import PANEL
 from capriccio.recipes.lar_gen.stages import ASSIGN, DROPOUT, REFINE, Stage, assigned, stage_loss
 from capriccio.recipes.painting import FACTOR
-from capriccio.recipes.subjects import PANEL, SubjectTask
+from capriccio.recipes.subjects import SubjectTask
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
