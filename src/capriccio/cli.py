@@ -763,7 +763,7 @@ def miniature(
         typer.Option("--keep-text", help="FLUX's text encoder stays as in --start, so Fill and ControlNets fit on."),
     ] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile blocks: minutes at the start, a quarter off each step; for hours.")
+        bool, typer.Option("--compile", help="Compile blocks: a quarter off each step, after slow minutes.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be trained.")] = False,
     as_json: Json = False,
