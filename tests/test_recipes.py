@@ -264,6 +264,22 @@ def test_fill_starts_as_its_base_and_saves(tmp_path: Path, base: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_fill_goes_on_where_it_was(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared(inpainting.FillTask(tmp_path, start=base))
+    model, _ = one_step(first)
+    first.save(model, tmp_path / "fill")
+    monkeypatch.setattr(inpainting.assets, "path", lambda name: base)  # whose text it reads
+    again = prepared(inpainting.FillTask(tmp_path, start=tmp_path / "fill"))
+    restored = again.models()
+    for name, value in model.transformer.state_dict().items():
+        assert torch.equal(restored.transformer.state_dict()[name], value.half().float()), name
+    rates = [
+        [group["lr"] for one in task.optimisers(restored) for group in one.param_groups] for task in (first, again)
+    ]
+    assert rates[1] == [rate / 2 for rate in rates[0]]
+
+
+@pytest.mark.usefixtures("small")
 def test_controlnet_learns_alone_and_saves(tmp_path: Path, base: Path) -> None:
     task = prepared(inpainting.ControlNetTask(tmp_path, start=base))
     model, _ = one_step(task)

@@ -30,6 +30,7 @@ from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
 SHARES = {"scenes": 0.3, "pairs": 0.67, "grids": 0.03}
+CHANNELS = 8 * LATENTS + 4 * FACTOR**2  # noisy latents, known latents, and the mask's pixels, of a token
 
 
 def widen(transformer: FluxTransformer2DModel, in_channels: int) -> FluxTransformer2DModel:
@@ -51,7 +52,10 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 @dataclass
 class FillTask(FluxTask):
-    """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels."""
+    """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels.
+
+    ``start`` is the folder of a FLUX, or that of a Fill that goes on, beside the miniature's text.
+    """
 
     shares = SHARES
     cut = 0.0  # a hole in what was cut out would lie too near its border
@@ -59,11 +63,13 @@ class FillTask(FluxTask):
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, decay=0.8, seed=1))
     name: str = "fill"
+    goes_on: bool = field(default=False, init=False)  # what it starts from is a Fill
 
     @property
     def base(self) -> Path:
-        """The pipeline folder of the FLUX that the inpainter starts from."""
-        return self.start or Path(assets.path("miniature/flux"))
+        """The pipeline folder of the FLUX that the inpainter starts from, and whose text it reads."""
+        given = self.start
+        return given if given and (given / "text_encoder_2").is_dir() else Path(assets.path("miniature/flux"))
 
     @cached_property
     def clip(self) -> CLIPTextModel:  # the base's own, whose pooled vectors it learned from
@@ -77,11 +83,13 @@ class FillTask(FluxTask):
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
-        transformer = FluxTransformer2DModel.from_pretrained(self.base, subfolder="transformer")
-        return Painter(widen(transformer, 8 * LATENTS + 4 * FACTOR**2), self.text_encoder)
+        transformer = FluxTransformer2DModel.from_pretrained(self.start or self.base, subfolder="transformer")
+        self.goes_on = transformer.config.in_channels == CHANNELS
+        return Painter(transformer if self.goes_on else widen(transformer, CHANNELS), self.text_encoder)
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=8e-4)
+        gently = 0.5 if self.goes_on else 1.0
+        return muon_and_adamw(model, is_muons, muon_lr=gently * 2e-3, adamw_lr=gently * 8e-4)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         masks = [hole(rng, wing.rows, wing.columns, kinds_shown(pictures.parts[row]), CELL) for row in rows]
