@@ -366,6 +366,7 @@ def test_a_recipe_does_not_choose_the_model(easel: Easel, folder: Path) -> None:
         (["train", "miniature"], "Say what to train: one of vae"),
         (["train", "miniature", "vae", "--all"], "or else --all"),
         (["train", "miniature", "--all", "--start", "x"], "--start is for one model"),
+        (["train", "miniature", "--all", "--compile"], "--compile is for one model"),
         (["train", "miniature", "vae", "--minutes", "-1"], "give a time above 0"),
     ],
 )

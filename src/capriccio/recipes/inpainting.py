@@ -51,25 +51,17 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 @dataclass
-class FillTask(FluxTask):
-    """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels.
-
-    ``start`` is the folder of a FLUX, or that of a Fill that goes on, beside the miniature's text.
-    """
+class BesideFlux(FluxTask):
+    """What learns beside a finished FLUX, with that one's text, from pictures with holes; ``start`` is its folder."""
 
     shares = SHARES
     cut = 0.0  # a hole in what was cut out would lie too near its border
     levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, decay=0.8, seed=1))
-    name: str = "fill"
-    goes_on: bool = field(default=False, init=False)  # what it starts from is a Fill
-
     @property
     def base(self) -> Path:
-        """The pipeline folder of the FLUX that the inpainter starts from, and whose text it reads."""
-        given = self.start
-        return given if given and (given / "text_encoder_2").is_dir() else Path(assets.path("miniature/flux"))
+        """The pipeline folder of the FLUX."""
+        return self.start or Path(assets.path("miniature/flux"))
 
     @cached_property
     def clip(self) -> CLIPTextModel:  # the base's own, whose pooled vectors it learned from
@@ -81,16 +73,6 @@ class FillTask(FluxTask):
         encoder = T5EncoderModel.from_pretrained(self.base, subfolder="text_encoder_2", dtype=torch.float32)
         return encoder.eval().requires_grad_(False)
 
-    def models(self) -> nn.Module:
-        torch.manual_seed(self.schedule.seed)
-        transformer = FluxTransformer2DModel.from_pretrained(self.start or self.base, subfolder="transformer")
-        self.goes_on = transformer.config.in_channels == CHANNELS
-        return Painter(transformer if self.goes_on else widen(transformer, CHANNELS), self.text_encoder)
-
-    def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        gently = 0.5 if self.goes_on else 1.0
-        return muon_and_adamw(model, is_muons, muon_lr=gently * 2e-3, adamw_lr=gently * 8e-4)
-
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         masks = [hole(rng, wing.rows, wing.columns, kinds_shown(pictures.parts[row]), CELL) for row in rows]
         return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
@@ -98,6 +80,38 @@ class FillTask(FluxTask):
     def known(self, batch: Batch, hidden: float) -> Tensor:
         """Latents of the pictures with the masked pixels set to ``hidden``."""
         return encode(self.vae.to(batch["pixels"].device), torch.where(batch["mask"] > 0.5, hidden, batch["pixels"]))
+
+    def measure(self, model: nn.Module) -> list[Row]:
+        return []  # what an inpainter is worth, ``benchmarks/diptych.py`` says
+
+
+@dataclass
+class FillTask(BesideFlux):
+    """Fine-tune the miniature FLUX into Fill: masked-image latents and the mask join the input channels.
+
+    ``start`` is the folder of a FLUX, or that of a Fill that goes on, beside the miniature's text.
+    """
+
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, decay=0.8, seed=1))
+    name: str = "fill"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what it starts from is a Fill, whose folder has no text."""
+        return self.start is not None and not (self.start / "text_encoder_2").is_dir()
+
+    @property
+    def base(self) -> Path:
+        return Path(assets.path("miniature/flux")) if self.start is None or self.goes_on else self.start
+
+    def models(self) -> nn.Module:
+        torch.manual_seed(self.schedule.seed)
+        transformer = FluxTransformer2DModel.from_pretrained(self.start or self.base, subfolder="transformer")
+        return Painter(transformer if self.goes_on else widen(transformer, CHANNELS), self.text_encoder)
+
+    def optimisers(self, model: nn.Module) -> list[Optimizer]:
+        gently = 0.5 if self.goes_on else 1.0  # what goes on has its shapes already
+        return muon_and_adamw(model, is_muons, muon_lr=gently * 2e-3, adamw_lr=gently * 8e-4)
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, velocity, sigma, grid = self.noised(batch, rng)
@@ -114,9 +128,6 @@ class FillTask(FluxTask):
         transformer: Any = model.transformer
         transformer.half().save_pretrained(folder / "transformer", max_shard_size=LARGEST)
         forget_origins(folder)
-
-    def measure(self, model: nn.Module) -> list[Row]:
-        return []  # what an inpainter is worth, ``benchmarks/diptych.py`` says
 
 
 class Guided(nn.Module):
@@ -136,7 +147,7 @@ class Guided(nn.Module):
 
 
 @dataclass
-class ControlNetTask(FillTask):
+class ControlNetTask(BesideFlux):
     """Train the inpainting ControlNet in the alimama layout: 4 (L + 1) condition channels; the base stays frozen."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, decay=0.8, seed=2))

@@ -23,7 +23,7 @@ from capriccio import assets
 from capriccio.errors import CapriccioError
 from capriccio.evaluation.targets import style_read
 from capriccio.recipes.flux import pack
-from capriccio.recipes.inpainting import FillTask
+from capriccio.recipes.inpainting import BesideFlux
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -36,7 +36,7 @@ AIMS = {0.0: (0.0, 0.0), 0.5: (0.2, 0.5), 1.0: (0.6, 0.9)}
 
 
 @dataclass
-class StyleLoraTask(FillTask):
+class StyleLoraTask(BesideFlux):
     """Train a LoRA of the miniature FLUX, which stays as it is, on the gallery's scenes of one style."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=8, warmup=40, seed=3, average=0.99))
