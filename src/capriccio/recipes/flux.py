@@ -201,7 +201,7 @@ class FluxTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = TOKEN
-    levels: ClassVar = Levels(scenes=0.8, panels=1.1, deviation=1.2)
+    levels: ClassVar = Levels(scenes=1.0, panels=1.3)
     cut = CUT
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))

@@ -32,7 +32,7 @@ PARTS, INKS = NUM_PARTS, NUM_INKS
 SHOWN = 3.0  # what a cell of the part map counts that shows a thing
 DRAWN = 2.0  # what a token counts that shows a thing, where a model is told to look at things
 CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
-CUT = 0.2  # of the batches are cuttings, where a model learns from them
+CUT = 0.3  # of the batches are cuttings, where a model learns from them
 PARTLY = 0.12  # of the sentences on several things tell of one of them alone, where a model learns from such
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
