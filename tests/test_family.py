@@ -225,18 +225,30 @@ def test_one_model_learns_from_what_is_there(worker: Worker, tmp_path: Path) -> 
     assert worker.trained[-2:] == ["flux", "sd-inpaint"]
 
 
-def test_only_a_flux_that_goes_on_can_keep_its_text(worker: Worker, tmp_path: Path) -> None:
+def test_a_fill_that_goes_on_still_reads_the_text_of_flux(tmp_path: Path) -> None:
+    order = Order("fill", tmp_path, start=tmp_path)
+    assert order.needs == ("vae", "clip", "flux")
+    (tmp_path / "model_index.json").write_text("{}")  # a FLUX, whole
+    assert order.needs == ("vae", "clip")
+
+
+def test_what_is_fluxs_alone_others_are_refused(worker: Worker, tmp_path: Path) -> None:
     for name in ("vae", "clip"):
         worker(Order(name, tmp_path / "others"))
     for order, says in (
         (Order("flux", tmp_path, keep_text=True), "'flux' begins anew"),
         (Order("sd", tmp_path, start=tmp_path, keep_text=True), "'sd' is another model"),
+        (Order("fill", tmp_path, start=tmp_path, keep_text=True), "'fill' is another model"),
+        (Order("sd", tmp_path, teacher=tmp_path), "'sd' has no teacher, only FLUX's has"),
+        (Order("fill", tmp_path, start=tmp_path, teacher=tmp_path), "'fill' has no teacher"),
     ):
         with pytest.raises(CapriccioError, match=says):
             train(order)
     train(Order("flux", tmp_path / "runs", start=tmp_path, keep_text=True))
     (step,) = plan([Order("flux", tmp_path / "runs", start=tmp_path)])
     assert "its text kept" in str(step)  # what learned otherwise is another training
+    (step,) = plan([Order("flux", tmp_path / "runs", start=tmp_path, keep_text=True, teacher=tmp_path)])
+    assert step.state == "stale"
 
 
 def test_what_is_not_known_is_said_and_taken_as_it_is(worker: Worker, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
 from capriccio.evaluation.lar_gen.samples import Guest, Place, Sample, Wish
 from capriccio.formats.alimama import load_inpainting_controlnet
 from capriccio.modules.lar_gen import Eye, LarGen
+from capriccio.objectives import flow_matching_pair
 from capriccio.recipes import (
     control,
     cuttings,
@@ -51,6 +53,7 @@ from capriccio.recipes import (
     painting,
     sd,
     style_lora,
+    teacher,
     vae,
 )
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
@@ -365,6 +368,64 @@ def test_sd_learns_and_saves(tmp_path: Path, sd_base: Path) -> None:
     picture = pipe("a mug", height=32, width=64, num_inference_steps=1, output_type="np").images
     assert picture.shape == (1, 32, 64, 3)
     assert np.isfinite(picture).all()
+
+
+@pytest.mark.usefixtures("small")
+def test_a_teacher_moves_what_shows_a_thing_and_nothing_else(tmp_path: Path, base: Path, sd_base: Path) -> None:
+    task = prepared(flux.FluxTask(tmp_path, start=base, teacher=sd_base))
+    noisy = torch.randn(3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.3, 0.7, 0.95])
+    parts = torch.zeros(3, 64, flux.CELLS, dtype=torch.long)
+    parts[:, 5], parts[:, 6], parts[:, 7, : flux.CELLS // 2] = 1, UNKNOWN, 1
+    batch = {"clip_ids": task.sentences.clip_ids(["a red mug", "", "a cat in the snow"]), "parts": parts}
+    velocity = torch.zeros(3, 64, 32)
+    wanted = task.wanted(velocity, noisy, sigma, batch)
+    moved = wanted.abs().amax(-1) > 0
+    assert moved[:2].nonzero()[:, 1].tolist() == [5, 7, 5, 7]  # the backdrop and what nobody knows stay
+    assert not moved[2].any()  # at that level the teacher is not asked
+    believed = flux.pack(task.school.velocity(noisy, sigma, batch["clip_ids"]))
+    assert torch.allclose(wanted[:2, 5], teacher.TRUST * believed[:2, 5])
+    assert torch.allclose(wanted[:2, 7], teacher.TRUST / 2 * believed[:2, 7])
+    panels, window = torch.zeros(3, 128, 32), torch.zeros(3, 48, 32)
+    assert task.wanted(panels, noisy, sigma, batch) is panels  # it teaches whole scenes alone
+    assert task.wanted(window, noisy, sigma, batch) is window
+    assert prepared(flux.FluxTask(tmp_path, start=base)).wanted(velocity, noisy, sigma, batch) is velocity
+
+
+@pytest.mark.usefixtures("small")
+def test_a_taught_flux_learns(tmp_path: Path, base: Path, sd_base: Path) -> None:
+    task = prepared(flux.FluxTask(tmp_path, start=base, teacher=sd_base))
+    model, loss = one_step(task)
+    assert torch.isfinite(loss)
+    assert model.transformer.proj_out.weight.grad.abs().sum() > 0
+    assert not any(value.requires_grad for value in task.school.unet.parameters())
+
+
+def test_a_teacher_that_knows_its_own_noise_tells_the_velocity(sd_base: Path) -> None:
+    school = teacher.Teacher.open(sd_base)
+    clean, noise = torch.randn(2, 2, 8, 16, 16, generator=torch.Generator().manual_seed(1)).unbind()
+    sigma = torch.tensor([0.2, 0.8])
+    noisy, velocity = flow_matching_pair(clean, noise, sigma)
+    seen: list[Tensor] = []
+
+    def knows(sample: Tensor, times: Tensor, **_: Any) -> tuple[Tensor]:
+        seen.append(times)
+        return (noise,)
+
+    school.unet.forward = knows
+    assert torch.allclose(school.velocity(noisy, sigma, torch.ones(2, 5, dtype=torch.long)), velocity, atol=1e-4)
+    assert 0 < seen[0][0] < seen[0][1] < 1000
+
+
+def test_a_folder_that_cannot_teach_is_told(tmp_path: Path, base: Path, sd_base: Path) -> None:
+    for folder in (tmp_path, base):
+        with pytest.raises(CapriccioError, match="is no folder of a Stable Diffusion"):
+            teacher.Teacher.open(folder)
+    shutil.copytree(sd_base, tmp_path / "sd")
+    place = tmp_path / "sd" / "scheduler" / "scheduler_config.json"
+    place.write_text(place.read_text().replace('"epsilon"', '"v_prediction"'))
+    with pytest.raises(CapriccioError, match="tells v_prediction; it must tell epsilon"):
+        teacher.Teacher.open(tmp_path / "sd")
 
 
 def test_the_map_counts_things_more_than_their_backdrop_and_the_unknown_not_at_all() -> None:

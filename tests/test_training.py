@@ -10,17 +10,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from capriccio.errors import CapriccioError
 from capriccio.objectives import (
+    as_diffused,
     contrastive,
+    diffused,
     flow_matching_pair,
     gaussian_kl,
     gradient_l1,
     masked_mean,
     noise_weight,
     pyramid_l1,
+    velocity_of_noise,
 )
 from capriccio.recipes.flux import Size, grid_ids, new_transformer
 from capriccio.training import optimisers, trainer
@@ -408,6 +413,24 @@ def test_flow_matching_by_hand() -> None:
     noisy, velocity = flow_matching_pair(torch.tensor([[2.0]]), torch.tensor([[6.0]]), torch.tensor([0.25]))
     assert noisy.item() == 3.0
     assert velocity.item() == 4.0
+
+
+@given(sigma=st.floats(0.1, 0.9), seed=st.integers(0, 99))
+def test_a_sample_of_flow_is_one_of_diffusion_and_its_noise_a_velocity(sigma: float, seed: int) -> None:
+    clean, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).unbind()
+    level = torch.full((3,), sigma, dtype=torch.float64)
+    alphas = torch.linspace(0.9999, 0.001, 4000, dtype=torch.float64)
+    noisy, velocity = flow_matching_pair(clean, noise, level)
+    sample, times = as_diffused(noisy, level, alphas)
+    there = alphas[times.floor().long()].lerp(alphas[times.ceil().long()], times.frac())
+    assert torch.allclose(sample, diffused(clean, noise, there), atol=1e-3)
+    assert torch.allclose(velocity_of_noise(noisy, noise, level), velocity)
+
+
+def test_levels_beyond_the_times_of_diffusion_get_the_nearest() -> None:
+    alphas = torch.tensor([0.9, 0.5, 0.1])
+    _, times = as_diffused(torch.ones(3, 1), torch.tensor([0.001, 0.5, 0.999]), alphas)
+    assert times.tolist() == pytest.approx([0.0, 1.0, 2.0], abs=1e-6)
 
 
 def test_losses_by_hand() -> None:

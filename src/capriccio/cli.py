@@ -762,6 +762,10 @@ def miniature(
         bool,
         typer.Option("--keep-text", help="FLUX's text encoder stays as in --start, so Fill and ControlNets fit on."),
     ] = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Of FLUX: the folder of a Stable Diffusion that has met such pictures, to learn forms from."),
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile blocks: a quarter off each step, after slow minutes.")
     ] = False,
@@ -780,13 +784,15 @@ def miniature(
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
     if everything == (name is not None):
         raise CapriccioError(f"Say what to train: one of {', '.join(family.ORDER)}, or else --all.")
-    one = {"--start": start, "--content": content, "--keep-text": keep_text or None, "--compile": compiled or None}
+    one = {"--start": start, "--content": content, "--keep-text": keep_text or None, "--teacher": teacher}
+    one |= {"--compile": compiled or None}
     for option, given in one.items():
         if everything and given is not None:
             raise CapriccioError(f"{option} is for one model; leave it out, or train that model by its name.")
     names = family.ORDER if name is None else (name,)
     orders = [
-        family.Order(each, out, budget.value, minutes, seed, start, content, keep_text, compiled) for each in names
+        family.Order(each, out, budget.value, minutes, seed, start, content, keep_text, teacher, compiled)
+        for each in names
     ]
     steps = family.plan(orders)
     if not as_json:

@@ -36,6 +36,40 @@ def diffused(clean: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     return share.sqrt() * clean + (1 - share).sqrt() * noise
 
 
+def as_diffused(noisy: Tensor, sigma: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """The sample of diffusion that has as much noise beside its signal as one of rectified flow, and its time.
+
+    x_sigma / sqrt((1 - sigma)^2 + sigma^2) is sqrt(a) x_0 + sqrt(1 - a) n with a / (1 - a) = ((1 - sigma) / sigma)^2;
+    between the times of a U-Net, whose embedding knows fractions, the logarithm of that ratio is interpolated.
+
+    Args:
+        noisy: x_sigma, any shape (B, ...).
+        sigma: (B,), above 0 and below 1.
+        alphas: (T,), the share of the picture's variance that is left at each time, falling.
+
+    Returns:
+        (sample, times): the shape of ``noisy``, and (B,) in [0, T - 1]; levels beyond them get the nearest.
+    """
+    levels = torch.log((1 - alphas) / alphas)
+    wanted = 2 * torch.log(sigma / (1 - sigma))
+    after = torch.searchsorted(levels, wanted).clamp(1, len(levels) - 1)
+    share = (wanted - levels[after - 1]) / (levels[after] - levels[after - 1])
+    times = after - 1 + share.clamp(0, 1)
+    length = torch.hypot(1 - sigma, sigma)
+    return noisy / length.view(-1, *[1] * (noisy.dim() - 1)), times
+
+
+def velocity_of_noise(noisy: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Velocity n - x_0 of rectified flow, for x_sigma and the noise n in it: (n - x_sigma) / (1 - sigma).
+
+    Args:
+        noisy: x_sigma, any shape (B, ...).
+        noise: The same shape.
+        sigma: (B,), below 1.
+    """
+    return (noise - noisy) / (1 - sigma).view(-1, *[1] * (noisy.dim() - 1))
+
+
 def noise_weight(alpha: Tensor, most: float = 3.0, snr_cap: float = 25.0) -> Tensor:
     """How much the squared error of predicted noise counts at each time, such that no stage of painting is neglected.
 

@@ -28,7 +28,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from capriccio.evaluation import targets
 from capriccio.objectives import flow_matching_pair, logit_normal
-from capriccio.recipes.gallery import CELL
+from capriccio.recipes.gallery import CELL, PANEL
 from capriccio.recipes.painting import (
     CUT,
     INKS,
@@ -39,7 +39,9 @@ from capriccio.recipes.painting import (
     map_loss,
     save_halved,
     thing_error,
+    thing_share,
 )
+from capriccio.recipes.teacher import Teacher, taught
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -48,6 +50,7 @@ from capriccio.world.whole import Picture
 
 TOKEN = 16  # pixels of one image token
 CELLS = (TOKEN // CELL) ** 2
+SCENE = (PANEL // TOKEN) ** 2  # image tokens of one scene
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,7 @@ class FluxTask(GalleryTask):
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder to go on from
     keep_text: bool = False  # the text encoder stays, so that what learned beside it fits on
+    teacher: Path | None = None  # the pipeline folder of a Stable Diffusion that has met the same pictures
     name: str = "flux"
 
     @cached_property
@@ -222,8 +226,7 @@ class FluxTask(GalleryTask):
         return Painter(new_transformer(SIZE), new_text_encoder(SIZE, len(self.sentences.t5)))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        gently = 1.0 if self.start is None else 0.5  # what goes on has its shapes already
-        return muon_and_adamw(model, is_muons, muon_lr=gently * 2.5e-3, adamw_lr=gently * 1.2e-3)
+        return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
 
     def pooled(self, ids: Tensor) -> Tensor:
         """CLIP's pooled text (B, 192), not learned."""
@@ -246,9 +249,24 @@ class FluxTask(GalleryTask):
         painted, logits = model(pack(noisy), sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
-        shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == 64 else "panels"
-        things = thing_error(painted, velocity, batch["parts"])
+        shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == SCENE else "panels"
+        things = thing_error(painted, self.wanted(velocity, noisy, sigma, batch), batch["parts"])
         return things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
+
+    @cached_property
+    def school(self) -> Teacher | None:
+        """The teacher, loaded, if there is one."""
+        return None if self.teacher is None else Teacher.open(self.teacher)
+
+    def wanted(self, velocity: Tensor, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """What the tokens should become: the velocity of the picture, or of a whole scene what a teacher makes of it.
+
+        Of panels the teacher knows less than FLUX, who sees the other one; one thing alone FLUX learns by itself.
+        """
+        if self.school is None or velocity.shape[1] != SCENE:
+            return velocity
+        believed = pack(self.school.velocity(noisy, sigma, batch["clip_ids"]))
+        return taught(velocity, believed, sigma, thing_share(batch["parts"]))
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_halved(pipeline(model.transformer, model.text_encoder, self.vae, self.clip), folder)

@@ -81,6 +81,8 @@ class Order:
         start: A finished folder of weights to go on from, where the recipe can.
         content: What its pictures show, one of ``world.whole.SHEETS``; ``None`` is the whole world.
         keep_text: Of a FLUX that goes on from a folder: its text encoder stays, so that what learned beside it fits on.
+        teacher: Of a FLUX: the folder of a Stable Diffusion that has met the same pictures, and shows it what things
+            look like.
         compiled: Blocks are compiled: the same training, a quarter quicker. Not part of what it begins from.
     """
 
@@ -92,6 +94,7 @@ class Order:
     start: Path | None = None
     content: str | None = None
     keep_text: bool = False
+    teacher: Path | None = None
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -107,8 +110,10 @@ class Order:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The models that must be there before."""
-        return FAMILY[self.name].before(started=self.start is not None)
+        """The models that must be there before; a Fill that goes on has none of FLUX's text in its folder."""
+        member = FAMILY[self.name]
+        whole = self.start is not None and (self.start / "model_index.json").is_file()
+        return member.before(started=whole if member.base == "flux" else self.start is not None)
 
     @property
     def run(self) -> Path:
@@ -128,7 +133,7 @@ class Order:
     def read(cls, text: str) -> Order:
         """The order that ``written`` wrote."""
         given = json.loads(text)
-        folders = {name: Path(given[name]) for name in ("runs", "start") if given[name] is not None}
+        folders = {name: Path(given[name]) for name in ("runs", "start", "teacher") if given[name] is not None}
         return cls(**given | folders)
 
 
@@ -169,7 +174,8 @@ def look(order: Order) -> Wanted:
     from capriccio.training.trainer import minutes_learned
 
     schedule = make_task(order).schedule
-    start = f"{order.start or ''}{', its text kept' if order.keep_text else ''}"
+    kept, taught = ", its text kept" if order.keep_text else "", f", taught by {order.teacher}" if order.teacher else ""
+    start = f"{order.start or ''}{kept}{taught}"
     origin = {"budget": order.budget, "seed": schedule.seed, "start": start}
     origin["content"] = order.content or "the whole world"
     origin |= {need: weights_hash(need) for need in order.needs}
@@ -277,6 +283,8 @@ def make_task(order: Order) -> Any:
     module, name = FAMILY[order.name].task.rsplit(".", 1)
     kind: Callable[..., Any] = getattr(import_module(f"capriccio.recipes.{module}"), name)
     accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if FAMILY[order.name].base == "flux":
+        accepted -= {"keep_text", "teacher"}  # what learns beside a FLUX has its text as it is, and no teacher
     if order.start is not None and "start" not in accepted:
         raise CapriccioError(f"The recipe of {order.name!r} cannot go on from a folder; leave --start out.")
     if order.content is not None and "content" not in accepted:
@@ -286,12 +294,15 @@ def make_task(order: Order) -> Any:
             f"--keep-text is for a FLUX that goes on from a folder (--start), but {order.name!r} "
             f"{'begins anew' if order.start is None else 'is another model'}; leave it out."
         )
+    if order.teacher is not None and "teacher" not in accepted:
+        raise CapriccioError(f"The recipe of {order.name!r} has no teacher, only FLUX's has; leave --teacher out.")
     given = {
         "budget": order.budget,
         "runs": order.runs,
         "start": order.start,
         "content": order.content,
         "keep_text": order.keep_text,
+        "teacher": order.teacher,
         "rank": rank(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
@@ -311,7 +322,8 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         f"- Data: the procedural world of capriccio, training split, seed {task.schedule.seed}; drawn on the fly.",
         f"- Recipe: `capriccio train miniature {order.name} --budget {order.budget} "
         f"--minutes {task.schedule.minutes:g}{f' --content {order.content}' if order.content else ''}`"
-        f"{', going on from earlier weights' if order.start else ''}{' beside their text' if order.keep_text else ''}.",
+        f"{', going on from earlier weights' if order.start else ''}{' beside their text' if order.keep_text else ''}"
+        f"{', taught by Stable Diffusion' if order.teacher else ''}.",
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
         f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit()}.",
         "- Licence: Apache-2.0.",

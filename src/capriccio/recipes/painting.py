@@ -52,6 +52,11 @@ def kinds_shown(parts: np.ndarray) -> np.ndarray:
     return np.where(objects, (parts.astype(int) - 1) // 2, -1)
 
 
+def thing_share(parts: Tensor) -> Tensor:
+    """Which share of each token shows a thing, (B, tokens), of its cells in the part map (B, tokens, cells)."""
+    return ((parts > 0) & (parts != UNKNOWN)).float().mean(-1)
+
+
 def thing_error(painted: Tensor, wanted: Tensor, parts: Tensor) -> Tensor:
     """Squared error of tokens, in which one that shows a thing all over counts ``DRAWN`` times.
 
@@ -62,8 +67,7 @@ def thing_error(painted: Tensor, wanted: Tensor, parts: Tensor) -> Tensor:
         wanted: (B, tokens, C).
         parts: (B, tokens, cells); 0 is the backdrop.
     """
-    shown = ((parts > 0) & (parts != UNKNOWN)).float().mean(-1)
-    weights = 1.0 + (DRAWN - 1.0) * shown
+    weights = 1.0 + (DRAWN - 1.0) * thing_share(parts)
     return (weights * (painted.float() - wanted).square().mean(-1)).sum() / weights.sum()
 
 
