@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
+    T5EncoderModel,
 )
 
 from capriccio import assets
@@ -54,6 +57,7 @@ from capriccio.recipes import (
     sd,
     style_lora,
     teacher,
+    told,
     vae,
 )
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
@@ -63,6 +67,7 @@ from capriccio.recipes.subjects import alone
 from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
+from capriccio.world.captions import NOUNS, caption
 from capriccio.world.casting import sample_people
 from capriccio.world.draw import NUM_PARTS, draw
 from capriccio.world.graph import sample_scene
@@ -244,6 +249,69 @@ def test_flux_learns_and_saves(tmp_path: Path, base: Path) -> None:
     picture = pipe("a mug", height=32, width=32, num_inference_steps=1, max_sequence_length=16, output_type="np").images
     assert picture.shape == (1, 32, 32, 3)
     assert np.isfinite(picture).all()
+
+
+def test_a_new_text_encoder_tells_before_from_after() -> None:
+    encoder = flux.new_text_encoder(flux.Size(heads=4, double=1, single=1, text_layers=1), 32)
+    encoder.set_attn_implementation("eager")
+    torch.nn.init.zeros_(encoder.encoder.block[0].layer[0].SelfAttention.q.weight)  # by order alone
+    there = encoder(torch.tensor([[5, 6, 7, 8, 9, 1]]), output_attentions=True).attentions[0][0].detach()
+    back, ahead, near, anywhere = there[:, 3]  # what the fourth of six words looks at
+    assert back[:4].sum() > 0.9
+    assert ahead[4:].sum() > 0.9
+    assert near.argmax() == 3
+    assert near[2] > near[1] > near[0]
+    assert near[4] > near[5]
+    assert torch.allclose(anywhere, torch.full((6,), 1 / 6))
+
+
+def test_questions_ask_for_what_stands_where_in_the_order_of_sentences() -> None:
+    rng = np.random.default_rng(0)
+    pair, four, person = sample_scene(rng, 2), sample_scene(rng, 4), sample_people(rng, view="half", style="shaded")
+    asked = told.told([pair, four, person, None, sample_view(rng)])
+    assert asked["told/count"].tolist() == [2, 4, 1, 0, 0]
+    left, right = sorted(pair.things, key=lambda thing: thing.x)
+    kinds = [told.ASKED["kind"].index(thing.identity.kind) for thing in (left, right)]
+    assert asked["told/kind"][0].tolist() == [*kinds, IGNORED, IGNORED]
+    corners = [told.ASKED["kind"][index] for index in asked["told/kind"][1]]
+    said = re.findall(r"([a-z]+) at the (top|bottom) (left|right)", caption(replace(four, style="pencil"), rng, "kind"))
+    nouns = {f"{row} {side}": noun for noun, row, side in said}
+    for kind, corner in zip(corners, ("top left", "top right", "bottom left", "bottom right"), strict=True):
+        assert nouns[corner] in NOUNS.get(kind, (kind,))
+    assert told.ASKED["person"][asked["told/person"][2, 0]] == person.people[0].person.kind
+    assert (asked["told/kind"][2:] == IGNORED).all()  # a person has no such kind; nothing said, nothing asked
+
+
+def test_questions_learn_from_what_there_is_to_name_alone() -> None:
+    rng = np.random.default_rng(1)
+    asked = told.told([sample_scene(rng, 2, style="shaded"), None])
+    answers = {name: torch.zeros(2, told.PLACES, len(words)) for name, words in told.ASKED.items()}
+    for name in ("kind", "main", "accent", "pattern"):
+        answers[name][0].scatter_(1, asked[f"told/{name}"][0].clamp_min(0)[:, None], 50.0)
+    assert float(told.told_loss(answers, asked)) < 1e-6
+    assert float(told.told_loss(answers, told.told([None, None]))) == 0.0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_text_that_learns_is_asked_and_one_that_stays_is_not(tmp_path: Path, base: Path) -> None:
+    for kept in (False, True):
+        task = prepared(flux.FluxTask(tmp_path, start=base, keep_text=kept))
+        model = task.models()
+        _, readings = task.loss(model, task.batch(np.random.default_rng(3)), torch.Generator().manual_seed(0))
+        assert (model.questions is None) == ("told" not in readings) == kept
+
+
+@pytest.mark.parametrize(("largest", "kept", "stays"), [(0.2, False, False), (0.2, True, True), (2.0, False, True)])
+def test_a_text_to_which_sentences_are_bags_of_words_is_shown_their_order(
+    tmp_path: Path, base: Path, largest: float, kept: bool, stays: bool
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    encoder = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_2")
+    torch.nn.init.constant_(flux.distances(encoder), largest)
+    encoder.save_pretrained(folder / "text_encoder_2")
+    text = prepared(flux.FluxTask(tmp_path, start=folder, keep_text=kept)).models().text_encoder
+    assert torch.equal(flux.distances(text), flux.distances(encoder)) == stays
+    assert flux.knows_order(text) != (kept and largest < 1)
 
 
 @pytest.mark.usefixtures("small")

@@ -33,7 +33,7 @@ from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.casting import sample_people
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
-from capriccio.world.graph import COLOURS, Garment, Identity, Panels, SceneGraph, sample_scene
+from capriccio.world.graph import COLOURS, Garment, Identity, Panels, SceneGraph, Thing, sample_scene
 from capriccio.world.people import GARMENTS, HAIR_COLOURS, HAIRS, PEOPLE, Sitter, top_of
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 from capriccio.world.views import View
@@ -147,10 +147,14 @@ def truths(picture: Picture) -> dict[str, str]:
     place = {"backdrop": picture.backdrop.kind, "style": picture.style}
     if len(picture.cast) > 1:
         return place
-    one = picture.cast[0]
+    return place | looks(picture.cast[0], picture.style)
+
+
+def looks(one: Thing | Sitter, style: str) -> dict[str, str]:
+    """What the heads should name of one thing or person in a picture of a style."""
     known = _sitter(one) if isinstance(one, Sitter) else _identity(one.identity)
-    hidden = ("main", "accent", "hair colour", "cloth") if picture.style in COLOURLESS else ()
-    return place | {name: word for name, word in known.items() if name not in hidden}
+    hidden = ("main", "accent", "hair colour", "cloth") if style in COLOURLESS else ()
+    return {name: word for name, word in known.items() if name not in hidden}
 
 
 def _identity(one: Identity) -> dict[str, str]:

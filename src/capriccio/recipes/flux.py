@@ -42,6 +42,7 @@ from capriccio.recipes.painting import (
     thing_share,
 )
 from capriccio.recipes.teacher import Teacher, taught
+from capriccio.recipes.told import Questions, told, told_loss
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -106,9 +107,9 @@ def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransform
 
 
 def new_text_encoder(size: Size, vocabulary: int) -> T5EncoderModel:
-    """An untrained T5 encoder as wide as the transformer."""
+    """An untrained T5 encoder as wide as the transformer, whose heads begin with a sense of order."""
     width = 64 * size.heads
-    return T5EncoderModel(
+    encoder = T5EncoderModel(
         T5Config(
             vocab_size=vocabulary,
             d_model=width,
@@ -121,6 +122,36 @@ def new_text_encoder(size: Size, vocabulary: int) -> T5EncoderModel:
             dropout_rate=0.0,
         )
     )
+    show_order(encoder)
+    return encoder
+
+
+def distances(encoder: T5EncoderModel) -> nn.Parameter:
+    """The biases (buckets, heads) by which a T5 knows how far apart its words are: half of them back, half ahead."""
+    return encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+
+
+@torch.no_grad()
+def show_order(encoder: T5EncoderModel) -> None:
+    """Let the heads of a T5 begin by looking back, ahead, near and anywhere, in turn.
+
+    Distances are all that a T5 knows of the order of its words, and it begins to know them by random numbers near
+    zero. From those, a small one asked for what sentences tell of two things named both, and after 1,200 batches not
+    yet which was on the left; from these it told sides, kinds and colours of 99 % after 200.
+    """
+    table = distances(encoder)
+    back, ahead = table.split(len(table) // 2)  # each from the nearest to the farthest
+    table.zero_()
+    ahead[:, 0::4] = -4.0
+    back[:, 1::4] = -4.0
+    farther = -0.7 * torch.arange(len(back), dtype=table.dtype)[:, None]
+    for half in (back, ahead):
+        half[:, 2::4] = farther
+
+
+def knows_order(encoder: T5EncoderModel) -> bool:
+    """Whether any distance matters to a T5; where all biases are about zero, a sentence is a bag of words to it."""
+    return bool(distances(encoder).abs().max() > 1.0)
 
 
 def grid_ids(rows: int, columns: int) -> Tensor:
@@ -137,12 +168,14 @@ def pack(latents: Tensor) -> Tensor:
 
 
 class Painter(nn.Module):
-    """Transformer, text encoder and the part-map head, in one forward."""
+    """Transformer, text encoder, the part-map head and, where the text learns, questions on it, in one forward."""
 
     def __init__(self, transformer: FluxTransformer2DModel, text_encoder: T5EncoderModel) -> None:
         super().__init__()
         width = transformer.inner_dim
         self.transformer, self.text_encoder = transformer, text_encoder
+        learning = any(value.requires_grad for value in text_encoder.parameters())
+        self.questions = Questions(text_encoder.config.d_model) if learning else None
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, CELLS * (PARTS + INKS))
         )
@@ -154,9 +187,18 @@ class Painter(nn.Module):
         self._features = outputs[1]
 
     def forward(
-        self, tokens: Tensor, sigma: Tensor, ids: Tensor, pooled: Tensor, grid: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Velocity (B, tokens, 32) and logits (B, tokens, 16, parts + inks) from noisy tokens and word ids (B, T)."""
+        self, tokens: Tensor, sigma: Tensor, ids: Tensor, pooled: Tensor, grid: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Velocity (B, tokens, 32), logits (B, tokens, 16, parts + inks), and answers on sentences, if asked.
+
+        Args:
+            tokens: Noisy image tokens (B, tokens, C).
+            sigma: Noise levels (B,).
+            ids: Word ids (B, T).
+            pooled: Of CLIP, (B, 192).
+            grid: Positions (tokens, 3).
+            counts: Of how many things each sentence tells, (B,).
+        """
         text = self.text_encoder(ids).last_hidden_state
         velocity = self.transformer(
             hidden_states=tokens,
@@ -167,7 +209,8 @@ class Painter(nn.Module):
             txt_ids=grid.new_zeros(ids.shape[1], 3),
             return_dict=False,
         )[0]
-        return velocity, self.head(self._features).unflatten(-1, (CELLS, PARTS + INKS))
+        answers = {} if self.questions is None else self.questions(text, counts)
+        return velocity, self.head(self._features).unflatten(-1, (CELLS, PARTS + INKS)), answers
 
 
 def is_muons(name: str, value: Tensor) -> bool:
@@ -194,7 +237,8 @@ class JointSentences(Sentences):
         texts = [self.say(graph, rng) for graph in graphs]
         words = self.t5(texts, padding=True, truncation=True, max_length=128, return_tensors="pt").input_ids
         words = F.pad(words, (0, text_length(words.shape[1], rng) - words.shape[1]), value=self.t5.pad_token_id)
-        return {"ids": words, "clip_ids": self.clip_ids(texts)}
+        asked = told([graph if text else None for graph, text in zip(graphs, texts, strict=True)])
+        return {"ids": words, "clip_ids": self.clip_ids(texts), **asked}
 
 
 @dataclass
@@ -222,6 +266,8 @@ class FluxTask(GalleryTask):
         if self.start is not None:
             text_encoder = T5EncoderModel.from_pretrained(self.start, subfolder="text_encoder_2", dtype=torch.float32)
             text_encoder.requires_grad_(not self.keep_text)
+            if not self.keep_text and not knows_order(text_encoder):
+                show_order(text_encoder)
             return Painter(FluxTransformer2DModel.from_pretrained(self.start, subfolder="transformer"), text_encoder)
         return Painter(new_transformer(SIZE), new_text_encoder(SIZE, len(self.sentences.t5)))
 
@@ -246,12 +292,17 @@ class FluxTask(GalleryTask):
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, velocity, sigma, grid = self.noised(batch, rng)
-        painted, logits = model(pack(noisy), sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
+        pooled, counts = self.pooled(batch["clip_ids"]), batch["told/count"]
+        painted, logits, answers = model(pack(noisy), sigma, batch["ids"], pooled, grid, counts)
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == SCENE else "panels"
         things = thing_error(painted, self.wanted(velocity, noisy, sigma, batch), batch["parts"])
-        return things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
+        loss, readings = things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
+        if not answers:
+            return loss, readings
+        words = told_loss(answers, batch)
+        return loss + 0.2 * words, readings | {"told": words}
 
     @cached_property
     def school(self) -> Teacher | None:
