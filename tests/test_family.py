@@ -241,13 +241,18 @@ def test_what_is_fluxs_alone_others_are_refused(worker: Worker, tmp_path: Path) 
         (Order("fill", tmp_path, start=tmp_path, keep_text=True), "'fill' is another model"),
         (Order("sd", tmp_path, teacher=tmp_path), "'sd' has no teacher, only FLUX's has"),
         (Order("fill", tmp_path, start=tmp_path, teacher=tmp_path), "'fill' has no teacher"),
+        (Order("flux", tmp_path, teacher=tmp_path), "is no folder of a Stable Diffusion"),
     ):
         with pytest.raises(CapriccioError, match=says):
             train(order)
     train(Order("flux", tmp_path / "runs", start=tmp_path, keep_text=True))
     (step,) = plan([Order("flux", tmp_path / "runs", start=tmp_path)])
     assert "its text kept" in str(step)  # what learned otherwise is another training
-    (step,) = plan([Order("flux", tmp_path / "runs", start=tmp_path, keep_text=True, teacher=tmp_path)])
+    for part in ("unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"):
+        place = tmp_path / "sd" / part
+        place.parent.mkdir(parents=True)
+        place.write_text("{}")
+    (step,) = plan([Order("flux", tmp_path / "runs", start=tmp_path, keep_text=True, teacher=tmp_path / "sd")])
     assert step.state == "stale"
 
 

@@ -296,6 +296,10 @@ def make_task(order: Order) -> Any:
         )
     if order.teacher is not None and "teacher" not in accepted:
         raise CapriccioError(f"The recipe of {order.name!r} has no teacher, only FLUX's has; leave --teacher out.")
+    if order.teacher is not None:
+        from capriccio.recipes.teacher import ask_folder
+
+        ask_folder(order.teacher)
     given = {
         "budget": order.budget,
         "runs": order.runs,

@@ -10,6 +10,7 @@ teacher's, more.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,24 @@ from capriccio.world.tokenizers import CLIP_LENGTH
 
 TRUST = 0.8  # how far what a token should become moves from what it was to what the teacher believes
 HIGHEST = 0.9  # noise level above which the teacher is not asked: there his errors pass FLUX's own
+
+
+def ask_folder(folder: Path) -> None:
+    """Make sure that a folder can teach, before anything is loaded.
+
+    Raises:
+        CapriccioError: If it is no Stable Diffusion with its text encoder, or its U-Net does not tell noise.
+    """
+    needed = [folder / part / "config.json" for part in ("unet", "text_encoder")]
+    settings = folder / "scheduler" / "scheduler_config.json"
+    if not all(place.is_file() for place in (*needed, settings)):
+        raise CapriccioError(
+            f"The teacher {folder} is no folder of a Stable Diffusion with its text encoder; name one that "
+            "`capriccio train miniature sd` wrote."
+        )
+    told = json.loads(settings.read_text()).get("prediction_type", "epsilon")
+    if told != "epsilon":
+        raise CapriccioError(f"The teacher {folder} tells {told}; it must tell epsilon.")
 
 
 @dataclass
@@ -46,18 +65,10 @@ class Teacher:
         """Load the teacher from the pipeline folder of a Stable Diffusion.
 
         Raises:
-            CapriccioError: If the folder is none, or its U-Net does not tell noise.
+            CapriccioError: If the folder cannot teach (``ask_folder``).
         """
-        if not (folder / "unet" / "config.json").is_file() or not (folder / "text_encoder").is_dir():
-            raise CapriccioError(
-                f"The teacher {folder} is no folder of a Stable Diffusion with its text encoder; name one that "
-                "`capriccio train miniature sd` wrote."
-            )
+        ask_folder(folder)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        if scheduler.config.prediction_type != "epsilon":
-            raise CapriccioError(
-                f"The teacher {folder} tells {scheduler.config.prediction_type}; it must tell epsilon."
-            )
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
         text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
         for part in (unet, text_encoder):
