@@ -308,10 +308,14 @@ def test_a_text_to_which_sentences_are_bags_of_words_is_shown_their_order(
     folder = shutil.copytree(base, tmp_path / "base")
     encoder = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_2")
     torch.nn.init.constant_(flux.distances(encoder), largest)
+    torch.nn.init.ones_(encoder.encoder.block[0].layer[0].SelfAttention.q.weight)
     encoder.save_pretrained(folder / "text_encoder_2")
     text = prepared(flux.FluxTask(tmp_path, start=folder, keep_text=kept)).models().text_encoder
     assert torch.equal(flux.distances(text), flux.distances(encoder)) == stays
     assert flux.knows_order(text) != (kept and largest < 1)
+    assert torch.equal(text.shared.weight, encoder.shared.weight)  # words mean what they meant
+    layer = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    assert torch.equal(text.state_dict()[layer], encoder.state_dict()[layer]) == stays
 
 
 @pytest.mark.usefixtures("small")
