@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -278,13 +278,8 @@ def launch(order: Order) -> int:
     return launch_worker("capriccio.recipes.miniature", order.written(), processes, order.run)
 
 
-def make_task(order: Order) -> Any:
-    """The task of an order, with what it asks for."""
-    module, name = FAMILY[order.name].task.rsplit(".", 1)
-    kind: Callable[..., Any] = getattr(import_module(f"capriccio.recipes.{module}"), name)
-    accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if FAMILY[order.name].base == "flux":
-        accepted -= {"keep_text", "teacher"}  # what learns beside a FLUX has its text as it is, and no teacher
+def _refuse(order: Order, accepted: Container[str]) -> None:
+    """Refuse what an order asks for and its recipe, which accepts so much, cannot do."""
     if order.start is not None and "start" not in accepted:
         raise CapriccioError(f"The recipe of {order.name!r} cannot go on from a folder; leave --start out.")
     if order.content is not None and "content" not in accepted:
@@ -300,6 +295,16 @@ def make_task(order: Order) -> Any:
         from capriccio.recipes.teacher import ask_folder
 
         ask_folder(order.teacher)
+
+
+def make_task(order: Order) -> Any:
+    """The task of an order, with what it asks for."""
+    module, name = FAMILY[order.name].task.rsplit(".", 1)
+    kind: Callable[..., Any] = getattr(import_module(f"capriccio.recipes.{module}"), name)
+    accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if FAMILY[order.name].base == "flux":
+        accepted -= {"keep_text", "teacher"}  # what learns beside a FLUX has its text as it is, and no teacher
+    _refuse(order, accepted)
     given = {
         "budget": order.budget,
         "runs": order.runs,
