@@ -213,7 +213,7 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
     states = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = new_transformer(Size(heads=1, double=1, single=2, text_layers=1))
+        model = new_transformer(Size(heads=1, double=1, single=2))
         if compiled:
             compile_blocks(model)
         learner = torch.optim.SGD(model.parameters(), lr=0.1)

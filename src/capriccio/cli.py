@@ -758,10 +758,6 @@ def miniature(
     content: Annotated[
         str | None, typer.Option(help="Learn from pictures of objects, people or garments alone; all by default.")
     ] = None,
-    keep_text: Annotated[
-        bool,
-        typer.Option("--keep-text", help="FLUX's text encoder stays as in --start, so Fill and ControlNets fit on."),
-    ] = False,
     teacher: Annotated[
         Path | None,
         typer.Option(help="Of FLUX: the folder of a Stable Diffusion that has met such pictures, to learn forms from."),
@@ -784,16 +780,12 @@ def miniature(
         raise CapriccioError(f"--minutes received {minutes:g}; give a time above 0.")
     if everything == (name is not None):
         raise CapriccioError(f"Say what to train: one of {', '.join(family.ORDER)}, or else --all.")
-    one = {"--start": start, "--content": content, "--keep-text": keep_text or None, "--teacher": teacher}
-    one |= {"--compile": compiled or None}
+    one = {"--start": start, "--content": content, "--teacher": teacher, "--compile": compiled or None}
     for option, given in one.items():
         if everything and given is not None:
             raise CapriccioError(f"{option} is for one model; leave it out, or train that model by its name.")
     names = family.ORDER if name is None else (name,)
-    orders = [
-        family.Order(each, out, budget.value, minutes, seed, start, content, keep_text, teacher, compiled)
-        for each in names
-    ]
+    orders = [family.Order(each, out, budget.value, minutes, seed, start, content, teacher, compiled) for each in names]
     steps = family.plan(orders)
     if not as_json:
         Console(stderr=not dry_run).print(_steps(steps, "minutes"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from capriccio.errors import CapriccioError, nearest
 
-INSIDE = {"miniature/vae": "miniature/flux/vae"}
+INSIDE = {"miniature/vae": "miniature/flux/vae", "miniature/t5": "miniature/flux/text_encoder_2"}
 """Assets that travel inside another one: that is where they are until they are trained again, each by itself."""
 
 

@@ -12,8 +12,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+from transformers import T5EncoderModel
 
 from capriccio import assets
 from capriccio.canvas import on_colour
@@ -31,6 +33,7 @@ from capriccio.world.casting import sample_people
 from capriccio.world.controls import CONTROLS, control_pictures
 from capriccio.world.draw import Drawing
 from capriccio.world.graph import SceneGraph, sample_scene
+from capriccio.world.tokenizers import t5_tokenizer
 from capriccio.world.whole import Picture, depict, describe, sample_picture, sample_sheet
 from capriccio.world.words import article
 
@@ -112,6 +115,39 @@ def people_readings(rows: int = 2) -> Image.Image:
         )
     ]  # fmt: skip
     return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+
+
+def looks_of_words() -> Image.Image:
+    """Which words each word of a sentence looks at, by T5: a row of pictures for each layer, one for each head.
+
+    Each line of a picture is a word, and the darker a square, the more that word looks at the one of its column.
+    """
+    rng = np.random.default_rng(18)
+    folder = assets.path("miniature/t5")
+    encoder = T5EncoderModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    text = describe(sample_scene(rng, 2, split="test", style="shaded"), rng, "full")
+    ids = t5_tokenizer()(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        layers = encoder(ids, output_attentions=True).attentions
+    words = t5_tokenizer().convert_ids_to_tokens(ids[0])
+    shown, labels = [], []
+    for depth, layer in enumerate(layers):
+        for number, head in enumerate(layer[0]):
+            shown.append(_squares(head, [word.strip("\u2581") for word in words]))
+            labels.append(f"layer {depth + 1}, head {number + 1}")
+    return grid(shown, len(layers[0][0]), labels)
+
+
+def _squares(looks: Tensor, words: Sequence[str], side: int = 14) -> Image.Image:
+    """A picture of looks (words, words) in [0, 1], with the words on its left."""
+    margin, size = 84, side * len(words)
+    darkness = Image.fromarray(((1 - looks.numpy()) * 255).round().astype(np.uint8))
+    picture = Image.new("RGB", (margin + size, size), "white")
+    picture.paste(darkness.resize((size, size), Image.Resampling.NEAREST), (margin, 0))
+    brush, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    for row, word in enumerate(words):
+        brush.text((margin - 4, side * row + side // 2), word, fill="black", font=font, anchor="rm")
+    return picture
 
 
 def paintings(name: str, rows: int = 3, panels: bool = True) -> Image.Image:
@@ -259,6 +295,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "vae": reconstructions,
     "vae-decoder": reconstructions,
     "clip": retrievals,
+    "t5": looks_of_words,
     "reader": readings,
     "people-reader": people_readings,
     "flux": partial(paintings, "miniature"),

@@ -98,7 +98,7 @@ def people_reader(count: int = 384, pairs: int = 192) -> list[Row]:
 def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
     """Kind and main colour right, one subject; ``model`` is what the row is named after."""
     graphs = scenes(count, seed=1)
-    pictures = paint(studio, _captions(graphs), told=told)
+    pictures = paint(studio, captions_of(graphs), told=told)
     return [
         Row(f"{model}_one_subject", _rate(subjects_right(graphs, to_pixels(pictures))), 0.85, 0.98),
         Row("oracle_one_subject", _rate(subjects_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
@@ -108,7 +108,7 @@ def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: 
 def two_subjects(studio: Studio, count: int = 96, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
     """Both kinds and main colours right, each on its own side; ``model`` is what the row is named after."""
     graphs = scenes(count, 2)
-    pictures = paint(studio, _captions(graphs), told=told)
+    pictures = paint(studio, captions_of(graphs), told=told)
     return [
         Row(f"{model}_two_subjects", _rate(sides_right(graphs, to_pixels(pictures))), 0.60, 0.95),
         Row("oracle_two_subjects", _rate(sides_right(graphs, draw(graphs).pixels)), 0.90, 0.97),
@@ -158,7 +158,7 @@ def style_read(studio: Studio, style: str, lora: Path, weight: float, count: int
     graphs = scenes(count, seed=6)
     asked = [
         Scene(text, Lora(lora, weight=weight), width=128, height=128, seed=number, true_cfg_scale=GUIDANCE)
-        for number, text in enumerate(_captions(graphs))
+        for number, text in enumerate(captions_of(graphs))
     ]
     pictures = [painting.images[0] for painting in studio.paint_all(asked)]
     return _agreement(read(to_pixels(pictures)).style, [style] * count)
@@ -174,6 +174,11 @@ def paint(studio: Studio, texts: Sequence[str], *, width: int = 128, told: Told)
         painted += [painting.images[0] for painting in studio.paint_all(asked[start : start + _BATCH])]
         told(len(painted) - start)
     return painted
+
+
+def captions_of(graphs: Sequence[SceneGraph]) -> list[str]:
+    """The sentences on held-out scenes that the targets are painted from, the same for the same places in a list."""
+    return [caption(graph, np.random.default_rng([1, number])) for number, graph in enumerate(graphs)]
 
 
 def subjects_right(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[bool]:
@@ -261,13 +266,9 @@ def _person_caption(graph: SceneGraph, number: int) -> str:
     return next(text for text in texts if graph.people[0].person.kind in text.split())
 
 
-def _captions(graphs: Sequence[SceneGraph]) -> list[str]:
-    return [caption(graph, np.random.default_rng([1, number])) for number, graph in enumerate(graphs)]
-
-
 def _distinct(graphs: Sequence[SceneGraph], count: int) -> tuple[list[SceneGraph], list[str]]:
     """The first scenes whose captions are all different."""
-    found = {text: graph for graph, text in zip(graphs, _captions(graphs), strict=True)}
+    found = {text: graph for graph, text in zip(graphs, captions_of(graphs), strict=True)}
     return list(found.values())[:count], list(found)[:count]
 
 

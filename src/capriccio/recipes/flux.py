@@ -1,4 +1,4 @@
-"""The miniature's FLUX: ``FluxTransformer2DModel`` with its T5 encoder, learned together on scenes and panels.
+"""The miniature's FLUX: ``FluxTransformer2DModel``, learned on scenes and panels beside text encoders that stay.
 
 One subject, several subjects, and panels that show one identity twice (as FLUX met them on the web). A part map,
 predicted from the image tokens of the fourth block and thrown away afterwards, makes shapes come sooner. Texts are
@@ -24,8 +24,9 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, T5EncoderModel
 
+from capriccio import assets
 from capriccio.evaluation import targets
 from capriccio.objectives import flow_matching_pair, logit_normal
 from capriccio.recipes.gallery import CELL, PANEL
@@ -42,7 +43,6 @@ from capriccio.recipes.painting import (
     thing_share,
 )
 from capriccio.recipes.teacher import Teacher, taught
-from capriccio.recipes.told import Questions, told, told_loss
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -56,15 +56,14 @@ SCENE = (PANEL // TOKEN) ** 2  # image tokens of one scene
 
 @dataclass(frozen=True)
 class Size:
-    """Width and depth of the transformer and of its text encoder."""
+    """Width and depth of the transformer."""
 
     heads: int
     double: int
     single: int
-    text_layers: int
 
 
-SIZE = Size(heads=4, double=2, single=6, text_layers=2)
+SIZE = Size(heads=4, double=2, single=6)
 SHARES = {"scenes": 0.72, "pairs": 0.25, "grids": 0.03}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 
@@ -106,68 +105,6 @@ def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransform
     return transformer
 
 
-def new_text_encoder(size: Size, vocabulary: int) -> T5EncoderModel:
-    """An untrained T5 encoder as wide as the transformer, whose heads begin with a sense of order."""
-    width = 64 * size.heads
-    encoder = T5EncoderModel(
-        T5Config(
-            vocab_size=vocabulary,
-            d_model=width,
-            d_kv=64,
-            d_ff=2 * width,
-            num_layers=size.text_layers,
-            num_heads=size.heads,
-            feed_forward_proj="gated-gelu",
-            is_encoder_decoder=False,
-            dropout_rate=0.0,
-        )
-    )
-    show_order(encoder)
-    return encoder
-
-
-def distances(encoder: T5EncoderModel) -> nn.Parameter:
-    """The biases (buckets, heads) by which a T5 knows how far apart its words are: half of them back, half ahead."""
-    return encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-
-
-@torch.no_grad()
-def show_order(encoder: T5EncoderModel) -> None:
-    """Let the heads of a T5 begin by looking back, ahead, near and anywhere, in turn.
-
-    Distances are all that a T5 knows of the order of its words, and it begins to know them by random numbers near
-    zero. From those, a small one asked for what sentences tell of two things named both, and after 300 batches not yet
-    which was on the left; from these it told kinds and main colours of 99 % by their sides after 200.
-    """
-    table = distances(encoder)
-    back, ahead = table.split(len(table) // 2)  # each from the nearest to the farthest
-    table.zero_()
-    ahead[:, 0::4] = -4.0
-    back[:, 1::4] = -4.0
-    farther = -0.7 * torch.arange(len(back), dtype=table.dtype)[:, None]
-    for half in (back, ahead):
-        half[:, 2::4] = farther
-
-
-def knows_order(encoder: T5EncoderModel) -> bool:
-    """Whether any distance matters to a T5; where all biases are about zero, a sentence is a bag of words to it."""
-    return bool(distances(encoder).abs().max() > 1.0)
-
-
-def begin_in_order(encoder: T5EncoderModel) -> T5EncoderModel:
-    """An encoder of the same words, whose layers begin anew with a sense of order.
-
-    In one that has learned without, queries and keys have grown (from norms of 2 and 16 to 30) until each word looks
-    at one other for what it is, and then a sense of order comes too late: beside the biases of ``show_order`` sides
-    stayed at chance, while new layers on its words told 96 % of kinds and 95 % of main colours by place after 200
-    batches.
-    """
-    anew = T5EncoderModel(encoder.config)
-    anew.shared.load_state_dict(encoder.shared.state_dict())
-    show_order(anew)
-    return anew
-
-
 def grid_ids(rows: int, columns: int) -> Tensor:
     """Positions (rows * columns, 3) of image tokens, row-major: (0, row, column), as FLUX's pipelines."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -182,14 +119,12 @@ def pack(latents: Tensor) -> Tensor:
 
 
 class Painter(nn.Module):
-    """Transformer, text encoder, the part-map head and, where the text learns, questions on it, in one forward."""
+    """Transformer, text encoder, which does not learn, and the part-map head, in one forward."""
 
     def __init__(self, transformer: FluxTransformer2DModel, text_encoder: T5EncoderModel) -> None:
         super().__init__()
         width = transformer.inner_dim
         self.transformer, self.text_encoder = transformer, text_encoder
-        learning = any(value.requires_grad for value in text_encoder.parameters())
-        self.questions = Questions(text_encoder.config.d_model) if learning else None
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 256), nn.GELU(), nn.Linear(256, CELLS * (PARTS + INKS))
         )
@@ -201,9 +136,9 @@ class Painter(nn.Module):
         self._features = outputs[1]
 
     def forward(
-        self, tokens: Tensor, sigma: Tensor, ids: Tensor, pooled: Tensor, grid: Tensor, counts: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Velocity (B, tokens, 32), logits (B, tokens, 16, parts + inks), and answers on sentences, if asked.
+        self, tokens: Tensor, sigma: Tensor, ids: Tensor, pooled: Tensor, grid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity (B, tokens, 32) and logits (B, tokens, 16, parts + inks).
 
         Args:
             tokens: Noisy image tokens (B, tokens, C).
@@ -211,7 +146,6 @@ class Painter(nn.Module):
             ids: Word ids (B, T).
             pooled: Of CLIP, (B, 192).
             grid: Positions (tokens, 3).
-            counts: Of how many things each sentence tells, (B,).
         """
         text = self.text_encoder(ids).last_hidden_state
         velocity = self.transformer(
@@ -223,14 +157,12 @@ class Painter(nn.Module):
             txt_ids=grid.new_zeros(ids.shape[1], 3),
             return_dict=False,
         )[0]
-        answers = {} if self.questions is None else self.questions(text, counts)
-        return velocity, self.head(self._features).unflatten(-1, (CELLS, PARTS + INKS)), answers
+        return velocity, self.head(self._features).unflatten(-1, (CELLS, PARTS + INKS))
 
 
 def is_muons(name: str, value: Tensor) -> bool:
-    """The matrices of the blocks and of the text encoder are Muon's; modulations, embedders and output AdamW's."""
-    inside = "transformer_blocks." in name or "text_encoder.encoder." in name
-    return inside and ".norm" not in name and "relative_attention_bias" not in name
+    """The matrices of the blocks are Muon's; modulations, embedders and output AdamW's."""
+    return "transformer_blocks." in name and ".norm" not in name
 
 
 def text_length(longest: int, rng: np.random.Generator) -> int:
@@ -247,17 +179,19 @@ class JointSentences(Sentences):
         super().__init__(dropout)
         self.t5 = t5_tokenizer()
 
+    def ids(self, texts: list[str], rng: np.random.Generator) -> Tensor:
+        """Word ids (B, T) of T5."""
+        words = self.t5(texts, padding=True, truncation=True, max_length=128, return_tensors="pt").input_ids
+        return F.pad(words, (0, text_length(words.shape[1], rng) - words.shape[1]), value=self.t5.pad_token_id)
+
     def __call__(self, graphs: list[Picture], rng: np.random.Generator) -> Batch:
         texts = [self.say(graph, rng) for graph in graphs]
-        words = self.t5(texts, padding=True, truncation=True, max_length=128, return_tensors="pt").input_ids
-        words = F.pad(words, (0, text_length(words.shape[1], rng) - words.shape[1]), value=self.t5.pad_token_id)
-        asked = told([graph if text else None for graph, text in zip(graphs, texts, strict=True)])
-        return {"ids": words, "clip_ids": self.clip_ids(texts), **asked}
+        return {"ids": self.ids(texts, rng), "clip_ids": self.clip_ids(texts)}
 
 
 @dataclass
 class FluxTask(GalleryTask):
-    """Train transformer and text encoder from latents of the gallery."""
+    """Train the transformer from latents of the gallery, beside the text encoders of the miniature."""
 
     shares = SHARES
     sizes = BATCH
@@ -266,8 +200,7 @@ class FluxTask(GalleryTask):
     cut = CUT
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
-    start: Path | None = None  # a finished pipeline folder to go on from
-    keep_text: bool = False  # the text encoder stays, so that what learned beside it fits on
+    start: Path | None = None  # a finished pipeline folder, whose transformer goes on
     teacher: Path | None = None  # the pipeline folder of a Stable Diffusion that has met the same pictures
     name: str = "flux"
 
@@ -275,15 +208,18 @@ class FluxTask(GalleryTask):
     def sentences(self) -> JointSentences:
         return JointSentences()
 
+    @cached_property
+    def text_encoder(self) -> T5EncoderModel:
+        encoder = T5EncoderModel.from_pretrained(assets.path("miniature/t5"), dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
+
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
         if self.start is not None:
-            text_encoder = T5EncoderModel.from_pretrained(self.start, subfolder="text_encoder_2", dtype=torch.float32)
-            text_encoder.requires_grad_(not self.keep_text)
-            if not self.keep_text and not knows_order(text_encoder):
-                text_encoder = begin_in_order(text_encoder)
-            return Painter(FluxTransformer2DModel.from_pretrained(self.start, subfolder="transformer"), text_encoder)
-        return Painter(new_transformer(SIZE), new_text_encoder(SIZE, len(self.sentences.t5)))
+            transformer = FluxTransformer2DModel.from_pretrained(self.start, subfolder="transformer")
+        else:
+            transformer = new_transformer(SIZE)
+        return Painter(transformer, self.text_encoder)
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
@@ -306,17 +242,12 @@ class FluxTask(GalleryTask):
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noisy, velocity, sigma, grid = self.noised(batch, rng)
-        pooled, counts = self.pooled(batch["clip_ids"]), batch["told/count"]
-        painted, logits, answers = model(pack(noisy), sigma, batch["ids"], pooled, grid, counts)
+        painted, logits = model(pack(noisy), sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == SCENE else "panels"
         things = thing_error(painted, self.wanted(velocity, noisy, sigma, batch), batch["parts"])
-        loss, readings = things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
-        if not answers:
-            return loss, readings
-        words = told_loss(answers, batch)
-        return loss + 0.2 * words, readings | {"told": words}
+        return things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
 
     @cached_property
     def school(self) -> Teacher | None:

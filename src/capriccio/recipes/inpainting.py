@@ -117,8 +117,7 @@ class FillTask(BesideFlux):
         noisy, velocity, sigma, grid = self.noised(batch, rng)
         # Fill's pipeline multiplies the preprocessed picture by (1 - mask): hidden pixels are mid-grey, 0
         tokens = torch.cat([pack(noisy), pack(self.known(batch, 0.0)), pack_mask(batch["mask"])], dim=-1)
-        pooled, counts = self.pooled(batch["clip_ids"]), batch["told/count"]
-        painted, logits, _ = model(tokens, sigma, batch["ids"], pooled, grid, counts)
+        painted, logits = model(tokens, sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         things = thing_error(painted, velocity, batch["parts"])

@@ -52,7 +52,8 @@ FAMILY = {
     "reader": Member("reader.ReaderTask"),
     "people-reader": Member("people_reader.PeopleReaderTask"),
     "clip": Member("clip.ClipTask", needs=("vae",)),
-    "flux": Member("flux.FluxTask", needs=("vae", "clip")),
+    "t5": Member("t5.T5Task"),
+    "flux": Member("flux.FluxTask", needs=("vae", "clip", "t5")),
     "fill": Member("inpainting.FillTask", needs=("vae", "clip"), base="flux"),
     "controlnet-inpaint": Member("inpainting.ControlNetTask", needs=("vae", "clip"), base="flux"),
     "style-lora": Member("style_lora.StyleLoraTask", needs=("vae", "clip"), base="flux"),
@@ -80,7 +81,6 @@ class Order:
         seed: Seed of weights and data; ``None`` takes the recipe's.
         start: A finished folder of weights to go on from, where the recipe can.
         content: What its pictures show, one of ``world.whole.SHEETS``; ``None`` is the whole world.
-        keep_text: Of a FLUX that goes on from a folder: its text encoder stays, so that what learned beside it fits on.
         teacher: Of a FLUX: the folder of a Stable Diffusion that has met the same pictures, and shows it what things
             look like.
         compiled: Blocks are compiled: the same training, a quarter quicker. Not part of what it begins from.
@@ -93,7 +93,6 @@ class Order:
     seed: int | None = None
     start: Path | None = None
     content: str | None = None
-    keep_text: bool = False
     teacher: Path | None = None
     compiled: bool = False
 
@@ -174,8 +173,7 @@ def look(order: Order) -> Wanted:
     from capriccio.training.trainer import minutes_learned
 
     schedule = make_task(order).schedule
-    kept, taught = ", its text kept" if order.keep_text else "", f", taught by {order.teacher}" if order.teacher else ""
-    start = f"{order.start or ''}{kept}{taught}"
+    start = f"{order.start or ''}{f', taught by {order.teacher}' if order.teacher else ''}"
     origin = {"budget": order.budget, "seed": schedule.seed, "start": start}
     origin["content"] = order.content or "the whole world"
     origin |= {need: weights_hash(need) for need in order.needs}
@@ -284,11 +282,6 @@ def _refuse(order: Order, accepted: Container[str]) -> None:
         raise CapriccioError(f"The recipe of {order.name!r} cannot go on from a folder; leave --start out.")
     if order.content is not None and "content" not in accepted:
         raise CapriccioError(f"The recipe of {order.name!r} draws its own pictures; leave --content out.")
-    if order.keep_text and ("keep_text" not in accepted or order.start is None):
-        raise CapriccioError(
-            f"--keep-text is for a FLUX that goes on from a folder (--start), but {order.name!r} "
-            f"{'begins anew' if order.start is None else 'is another model'}; leave it out."
-        )
     if order.teacher is not None and "teacher" not in accepted:
         raise CapriccioError(f"The recipe of {order.name!r} has no teacher, only FLUX's has; leave --teacher out.")
     if order.teacher is not None:
@@ -303,14 +296,13 @@ def make_task(order: Order) -> Any:
     kind: Callable[..., Any] = getattr(import_module(f"capriccio.recipes.{module}"), name)
     accepted = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if FAMILY[order.name].base == "flux":
-        accepted -= {"keep_text", "teacher"}  # what learns beside a FLUX has its text as it is, and no teacher
+        accepted -= {"teacher"}  # what learns beside a FLUX has none
     _refuse(order, accepted)
     given = {
         "budget": order.budget,
         "runs": order.runs,
         "start": order.start,
         "content": order.content,
-        "keep_text": order.keep_text,
         "teacher": order.teacher,
         "rank": rank(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
@@ -331,7 +323,7 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         f"- Data: the procedural world of capriccio, training split, seed {task.schedule.seed}; drawn on the fly.",
         f"- Recipe: `capriccio train miniature {order.name} --budget {order.budget} "
         f"--minutes {task.schedule.minutes:g}{f' --content {order.content}' if order.content else ''}`"
-        f"{', going on from earlier weights' if order.start else ''}{' beside their text' if order.keep_text else ''}"
+        f"{', going on from earlier weights' if order.start else ''}"
         f"{', taught by Stable Diffusion' if order.teacher else ''}.",
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
         f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit()}.",
