@@ -352,6 +352,15 @@ def test_flux_learns_beside_a_text_that_stays(tmp_path: Path, base: Path) -> Non
     assert any(value.grad is not None for value in model.transformer.parameters())
 
 
+def test_half_of_the_sentences_reach_flux_by_their_words_alone(tmp_path: Path, base: Path) -> None:
+    task = prepared(flux.FluxTask(tmp_path, start=base))
+    ids = task.sentences.clip_ids(["a red mug", "a cat in the snow"] * 40)
+    heard, told = task.heard(ids, torch.Generator().manual_seed(0)), task.pooled(ids)
+    silent = (heard == task.silence).all(1)
+    assert 25 < int(silent.sum()) < 55
+    assert torch.equal(heard[~silent], told[~silent])
+
+
 @pytest.mark.usefixtures("small")
 def test_fill_starts_as_its_base_and_saves(tmp_path: Path, base: Path) -> None:
     task = prepared(inpainting.FillTask(tmp_path, start=base))

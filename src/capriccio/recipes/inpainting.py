@@ -25,7 +25,16 @@ from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting
 from capriccio.recipes.flux import FluxTask, Levels, Painter, is_muons, pack
 from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
 from capriccio.recipes.masks import hole
-from capriccio.recipes.painting import FACTOR, LARGEST, LATENTS, forget_origins, kinds_shown, map_loss, thing_error
+from capriccio.recipes.painting import (
+    CROWDED,
+    FACTOR,
+    LARGEST,
+    LATENTS,
+    forget_origins,
+    kinds_shown,
+    map_loss,
+    thing_error,
+)
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
@@ -56,6 +65,7 @@ class BesideFlux(FluxTask):
 
     shares = SHARES
     cut = 0.0  # a hole in what was cut out would lie too near its border
+    crowded = CROWDED
     levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
 
     @property

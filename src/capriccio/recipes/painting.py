@@ -119,6 +119,7 @@ class GalleryTask(Visitor):
         sizes: Pictures in a batch from each wing, on a CPU; a GPU takes eight times as many.
         token: Pixels a side of one token of the part map.
         cut: Which share of the batches are cuttings of scenes.
+        crowded: Which share of the scenes show several things.
         partly: Which share of the sentences on several things tell of one of them alone, as people's often do.
     """
 
@@ -126,6 +127,7 @@ class GalleryTask(Visitor):
     sizes: ClassVar[Mapping[str, int]]
     token: ClassVar[int]
     cut: ClassVar[float] = 0.0
+    crowded: ClassVar[float] = CROWDED
     partly: ClassVar[float] = 0.0
 
     @cached_property
@@ -164,7 +166,7 @@ class GalleryTask(Visitor):
         crowded, alone = np.flatnonzero(pictures.crowded), np.flatnonzero(~pictures.crowded)
         if not len(crowded) or not len(alone):
             return rng.integers(0, len(pictures), count)
-        return np.where(rng.random(count) < CROWDED, rng.choice(crowded, count), rng.choice(alone, count))
+        return np.where(rng.random(count) < self.crowded, rng.choice(crowded, count), rng.choice(alone, count))
 
     def told_of(self, graph: Picture, rng: np.random.Generator) -> Picture:
         """What of a picture its sentence tells: all of it, or one of several things."""
