@@ -1,6 +1,6 @@
 """Draw the contact sheet of a model of the miniature: what it makes of held-out pictures and sentences.
 
-python benchmarks/samples.py flux docs/pictures/flux-samples.png
+python benchmarks/samples.py flux flux.png
 """
 
 from __future__ import annotations
