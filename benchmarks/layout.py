@@ -9,7 +9,8 @@
 Rows: ``{name: "right" | "bled", variant, subjects, value, low, high, n}``; the variant ``regions`` (half of the steps
 and the paper's base ratio of 0.2; on U-Nets what is usual there, all steps and 0.5) has the paired gain over
 ``sentence`` (the same captions, seeds and steps without regions), ``renders`` is what the reader makes of true
-renders. ``{name: "strength", series, setting, value, ..., rise}``: two subjects under more and more regional steps,
+renders. Captions of the world say where things are; those of ``sentence, unplaced`` and ``regions, unplaced`` only name
+them. ``{name: "strength", series, setting, value, ..., rise}``: two subjects under more and more regional steps,
 more of the single blocks, and less of the whole prompt, each with the paired gain over the setting before;
 ``{name: "rank correlation", series, value, ...}``: Spearman's within scenes, over the settings of a series. Scenes are
 held out: their combinations of kind, colours and pattern were never trained on.
@@ -34,6 +35,13 @@ from capriccio.pictures import grid
 from capriccio.studio import Studio
 from capriccio.world.draw import draw
 
+VARIANTS = {
+    "sentence": (False, True),
+    "regions": (True, True),
+    "sentence, unplaced": (False, False),
+    "regions, unplaced": (True, False),
+}
+"""Whether there are regions, and whether the sentence says where things are."""
 SCORES = {"right": right_places, "bled": bled}
 USUAL: dict[str, Any] = {"mask_inject_steps": 0.5, "base_ratio": 0.2}
 ON_UNETS = {"mask_inject_steps": 1.0, "base_ratio": 0.5}
@@ -55,20 +63,26 @@ def measure(
 ) -> Iterable[dict[str, Any]]:
     """Measure two, three and four subjects, then strengths on pairs; the first scenes of each are added to `pairs`."""
     studio = Studio.open(model)
-    settings, usual = {"num_inference_steps": steps}, _usual(studio)
+    usual = _usual(studio)
     for subjects, scenes in ((2, count), (3, others), (4, others)):
         if not scenes:
             continue
         graphs = held_out(scenes, subjects, seed=8)  # others than those that strengths are compared on
-        plain = paint_graphs(studio, graphs, False, told=reports.counting("sentence"), **settings)
-        regional = paint_graphs(studio, graphs, True, _whole(usual, steps), reports.counting("regions"), **settings)
-        sentences = [scene_of(graph, number, False, {}).prompt for number, graph in enumerate(graphs[:SHOWN])]
-        pairs += zip(sentences, plain[:SHOWN], regional[:SHOWN], strict=True)
-        found = {
-            "renders": draw(graphs).pixels,
-            "sentence": to_pixels(plain),
-            "regions": to_pixels(regional),
+        painted = {
+            variant: paint_graphs(
+                studio,
+                graphs,
+                regional,
+                _whole(usual, steps) if regional else {},
+                reports.counting(variant),
+                placed=placed,
+                num_inference_steps=steps,
+            )
+            for variant, (regional, placed) in VARIANTS.items()
         }
+        sentences = [scene_of(graph, number, False, {}).prompt for number, graph in enumerate(graphs[:SHOWN])]
+        pairs += zip(sentences, painted["sentence"][:SHOWN], painted["regions"][:SHOWN], strict=True)
+        found = {"renders": draw(graphs).pixels} | {name: to_pixels(pictures) for name, pictures in painted.items()}
         seen = {variant: read_places(graphs, pixels) for variant, pixels in found.items()}
         for name, score in SCORES.items():
             values = {v: [score(g, s) for g, s in zip(graphs, places, strict=True)] for v, places in seen.items()}
@@ -80,8 +94,8 @@ def measure(
                     **asdict(mean_interval(own)),
                     "n": scenes,
                 }
-                if variant == "regions":
-                    gain = paired_gain(own, values["sentence"])
+                if variant.startswith("regions"):
+                    gain = paired_gain(own, values[variant.replace("regions", "sentence")])
                     row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
                 yield row
     yield from compare_strengths(studio, strengths, steps)

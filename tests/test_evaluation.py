@@ -29,6 +29,7 @@ from capriccio.evaluation import (
 from capriccio.evaluation.judge import Judge
 from capriccio.pictures import open_picture
 from capriccio.scene import Scene
+from capriccio.world.captions import backdrop_phrase
 from capriccio.world.draw import draw
 from capriccio.world.graph import COLOURS, PATTERNS, Backdrop, Identity, SceneGraph, sample_identity
 
@@ -377,3 +378,14 @@ def test_a_scene_graph_becomes_a_region_for_each_thing() -> None:
     assert plain.conditions == ()
     assert [region.box for region in asked.conditions] == regions.boxes_of(graph)
     assert all(region.options == {"background": asked.prompt, "base_ratio": 0.1} for region in asked.conditions)
+
+
+def test_a_sentence_may_leave_the_places_to_the_regions() -> None:
+    (graph,) = regions.held_out(1, 3)
+    placed, unplaced = (regions.scene_of(graph, 0, True, {}, placed) for placed in (True, False))
+    assert [one.prompt for one in unplaced.conditions] == [one.prompt for one in placed.conditions]
+    assert "left" in placed.prompt
+    assert not {"left", "right", "middle"} & set(unplaced.prompt.split())
+    for region in unplaced.conditions:
+        thing, _, _ = region.prompt.rpartition(backdrop_phrase(graph.backdrop.kind, None))
+        assert thing.strip() in unplaced.prompt

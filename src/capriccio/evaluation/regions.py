@@ -104,12 +104,17 @@ def bled(graph: SceneGraph, seen: Sequence[tuple[str, str]]) -> float:
     return float(np.mean(found))
 
 
-def scene_of(graph: SceneGraph, number: int, regional: bool, options: dict[str, Any]) -> Scene:
-    """Return the request for a picture of a scene graph: its caption, and a region for each thing or none."""
+def scene_of(graph: SceneGraph, number: int, regional: bool, options: dict[str, Any], placed: bool = True) -> Scene:
+    """Return the request for a picture of a scene graph: its caption, and a region for each thing or none.
+
+    A caption says where things are; not ``placed``, the sentence only names them, and where they are the regions say.
+    """
     rng = np.random.default_rng([5, number])
     text = caption(graph, rng, "full")
-    place = backdrop_phrase(graph.backdrop.kind, None)
-    prompts = [f"{phrase} {place}" for phrase in regional_captions(graph, rng)]
+    place, phrases = backdrop_phrase(graph.backdrop.kind, None), regional_captions(graph, rng)
+    if not placed:
+        text = f"{' and '.join(phrases)} {place}"
+    prompts = [f"{phrase} {place}" for phrase in phrases]
     given = {"background": text} | options
     boxes = boxes_of(graph)
     parts = [Region(prompt, box=box, options=given) for prompt, box in zip(prompts, boxes, strict=True)]
@@ -123,6 +128,7 @@ def paint_graphs(
     options: dict[str, Any] | None = None,
     told: Told = lambda pictures: None,
     beside: Sequence[Companion] = (),
+    placed: bool = True,
     **settings: Any,
 ) -> list[Image.Image]:
     """Paint scene graphs with a region for each thing, or from their captions alone; seeds are their numbers.
@@ -134,9 +140,10 @@ def paint_graphs(
         options: Of the regions.
         told: Is told how many pictures were finished.
         beside: One companion for each graph, such as a LoRA or a control; none if empty.
+        placed: Whether the sentences say where things are.
         settings: Of the scenes.
     """
-    asked = [scene_of(graph, n, regional, options or {}).but(**settings) for n, graph in enumerate(graphs)]
+    asked = [scene_of(graph, n, regional, options or {}, placed).but(**settings) for n, graph in enumerate(graphs)]
     if beside:
         asked = [one.but(conditions=[*one.conditions, more]) for one, more in zip(asked, beside, strict=True)]
     painted: list[Image.Image] = []
