@@ -322,14 +322,14 @@ def test_t5_learns_what_sentences_tell_and_saves(tmp_path: Path) -> None:
     assert torch.equal(t5.distances(again), t5.distances(model.text_encoder))
 
 
-@pytest.mark.parametrize(("largest", "stays"), [(0.2, False), (2.0, True)])
+@pytest.mark.parametrize(("largest", "stays", "inside"), [(0.2, False, ""), (2.0, True, "text_encoder_2")])
 def test_a_t5_to_which_sentences_are_bags_of_words_is_shown_their_order(
-    tmp_path: Path, largest: float, stays: bool
+    tmp_path: Path, largest: float, stays: bool, inside: str
 ) -> None:
     encoder = t5.new_text_encoder(len(flux.t5_tokenizer()), width=64, layers=1)
     torch.nn.init.constant_(t5.distances(encoder), largest)
     torch.nn.init.ones_(encoder.encoder.block[0].layer[0].SelfAttention.q.weight)
-    encoder.save_pretrained(tmp_path)
+    encoder.save_pretrained(tmp_path / inside)
     task = t5.T5Task(start=tmp_path)
     model = task.models()
     text = model.text_encoder

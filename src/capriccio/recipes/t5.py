@@ -11,6 +11,7 @@ and learns the order of words besides.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +130,7 @@ class T5Task:
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=5, warmup=30, decay=0.4, average=0.99))
     budget: str = "cpu"
-    start: Path | None = None  # the folder of an earlier encoder, which it says the same as
+    start: Path | None = None  # the folder of an earlier encoder, or of its FLUX; it goes on saying the same
     content: str | None = None
     name: str = "t5"
 
@@ -142,7 +143,9 @@ class T5Task:
         """The encoder that it goes on from, as it was."""
         if self.start is None:
             return None
-        return T5EncoderModel.from_pretrained(self.start, dtype=torch.float32).eval().requires_grad_(False)
+        inside = self.start / "text_encoder_2"
+        encoder = T5EncoderModel.from_pretrained(inside if inside.is_dir() else self.start, dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
 
     def models(self) -> nn.Module:
         torch.manual_seed(self.schedule.seed)
@@ -150,7 +153,7 @@ class T5Task:
             return Asked(new_text_encoder(len(self.sentences.t5)))
         if not knows_order(self.before):
             return Asked(begin_in_order(self.before))
-        return Asked(T5EncoderModel.from_pretrained(self.start, dtype=torch.float32))
+        return Asked(deepcopy(self.before).train().requires_grad_(True))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
         return muon_and_adamw(model, is_muons, muon_lr=2.5e-3, adamw_lr=1.2e-3)
