@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,8 +119,10 @@ class Worker:
         if stopped:
             return self.stops[order.name]()
         order.folder.mkdir(parents=True, exist_ok=True)
-        part = "decoder" if order.name == "vae-decoder" else "encoder"
-        save_file({f"{part}.weight": torch.full((2,), self.generation)}, order.folder / f"{part}.safetensors")
+        save_file({"weight": torch.full((2,), self.generation)}, order.folder / "model.safetensors")
+        if order.name == "vae":
+            latents = {"shift_factor": self.generation, "scaling_factor": 1.0}
+            (order.folder / "config.json").write_text(json.dumps(latents))
         return 0
 
 
@@ -195,13 +198,13 @@ def test_what_learned_from_something_else_is_set_aside_and_learned_again(worker:
     assert set(planned(tmp_path).values()) == {"done"}
 
 
-def test_a_decoder_may_learn_on_and_painters_need_not(worker: Worker, tmp_path: Path) -> None:
+def test_a_vae_may_be_tuned_and_painters_need_not_learn_again(worker: Worker, tmp_path: Path) -> None:
     train_family(orders(tmp_path))
-    before = weights_hash("vae"), weights_hash("vae-decoder")
+    before = weights_hash("vae"), weights_hash("vae-tune")
     worker.generation = 1.0
-    train(Order("vae-decoder", tmp_path / "runs", minutes=2 * MINUTES))
+    train(Order("vae-tune", tmp_path / "runs", minutes=2 * MINUTES))
     assert weights_hash("vae") == before[0]
-    assert weights_hash("vae-decoder") != before[1]
+    assert weights_hash("vae-tune") != before[1]
     assert set(planned(tmp_path).values()) == {"done"}
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capriccio.world.captions import (
+    NOUNS,
     backdrop_phrase,
     caption,
     panel_caption,
@@ -156,6 +157,23 @@ def test_two_subjects_get_their_sides() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         assert re.search(r"on the left|to the (left|right) of", caption(sample_scene(rng, 2), rng))
+
+
+@given(generators(), st.integers(2, 4))
+@settings(max_examples=60, deadline=None)
+def test_where_places_are_left_open_all_are_named_in_any_order(rng: np.random.Generator, subjects: int) -> None:
+    scene = sample_scene(rng, subjects, accessories=False, style="shaded")
+    text = caption(scene, rng, "brief", placed=False)
+    assert not re.search(r"\b(left|right|middle|bottom|next|beside)\b", text)
+    words = [{one.identity.kind, *NOUNS.get(one.identity.kind, ())} for one in scene.things]
+    assert all(set(re.findall(r"[a-z-]+", text)) & names for names in words)
+
+
+def test_some_captions_to_learn_from_leave_places_open() -> None:
+    rng = np.random.default_rng(0)
+    texts = [sample_caption(sample_scene(rng, 3), rng) for _ in range(200)]
+    opened = [text for text in texts if "in the middle" not in text]
+    assert 10 <= len(opened) <= 45
 
 
 def test_no_panel_caption_is_the_diptych_template() -> None:

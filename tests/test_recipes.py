@@ -816,19 +816,21 @@ def test_vae_task_standardises(monkeypatch: pytest.MonkeyPatch) -> None:
     assert abs(float(latents.std()) - 1) < 1e-3
 
 
-def test_the_decoder_goes_on_and_latents_stay() -> None:
-    task = vae.DecoderTask()
+def test_a_vae_is_tuned_near_its_latents() -> None:
+    task = vae.TuneTask()
     model, twin = task.models(), task.models()
     task.__dict__["pool"] = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    (optimiser, rest) = task.optimisers(model)
-    loss, _ = task.loss(model, task.batch(np.random.default_rng(0)), torch.Generator())
+    batch = task.batch(np.random.default_rng(0))
+    loss, told = task.loss(model, batch, torch.Generator().manual_seed(0))
+    assert told["moved"] == 0
     loss.backward()
-    optimiser.step()
-    rest.step()
-    changed = {
-        name.split(".")[1] for name, value in model.state_dict().items() if (value != twin.state_dict()[name]).any()
-    }
-    assert changed == {"decoder"}
+    for optimiser in task.optimisers(model):
+        optimiser.step()
+    states, before = model.state_dict(), twin.state_dict()
+    assert {name.split(".")[1] for name in states if (states[name] != before[name]).any()} == {"encoder", "decoder"}
+    moved = float(task.loss(model, batch, torch.Generator().manual_seed(0))[1]["moved"].detach())
+    ways = [gallery.encode(one.vae, batch["pixels"]) for one in (model, twin)]
+    assert 0 < moved == pytest.approx(float((ways[0] - ways[1]).detach().square().mean().sqrt()), rel=1e-4)
 
 
 def test_a_folder_of_weights_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def _masks(drawing: Drawing) -> list[Image.Image]:
 
 SHEETS: dict[str, Callable[[], Image.Image]] = {
     "vae": reconstructions,
-    "vae-decoder": reconstructions,
+    "vae-tune": reconstructions,
     "clip": retrievals,
     "t5": looks_of_words,
     "reader": readings,

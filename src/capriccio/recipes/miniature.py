@@ -48,7 +48,7 @@ from capriccio.world.whole import SHEETS
 
 FAMILY = {
     "vae": Member("vae.VAETask"),
-    "vae-decoder": Member("vae.DecoderTask", base="vae", lands_in="vae"),
+    "vae-tune": Member("vae.TuneTask", base="vae", lands_in="vae"),
     "reader": Member("reader.ReaderTask"),
     "people-reader": Member("people_reader.PeopleReaderTask"),
     "clip": Member("clip.ClipTask", needs=("vae",)),
@@ -152,20 +152,24 @@ def _asset(name: str) -> str:
 def weights_hash(name: str) -> str:
     """Return a SHA-256 of the weights in use of a model; nothing where there are none.
 
-    The decoder of a VAE counts for ``vae-decoder`` alone: nobody else learns from it, so it may learn on.
+    Of a VAE it is one of the shift and scale of its latents, which were measured when these came to be: others learn
+    from latents, which stay when the VAE is tuned. The weights themselves count for ``vae-tune``.
     """
     import torch
     from safetensors.torch import load_file
 
-    decoder = name == "vae-decoder"
     place = assets.place_below(_root(), _asset(name))
-    files = [load_file(file) for file in sorted(place.rglob("*.safetensors"))]
-    rows = [(key, file[key]) for file in files for key in sorted(file) if key.startswith("decoder.") == decoder]
+    files = sorted(place.rglob("*.safetensors"))
     digest = hashlib.sha256()
-    for key, value in rows:
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest() if rows else ""
+    if name == "vae" and files:
+        config = json.loads((place / "config.json").read_text())
+        digest.update(f"{config['shift_factor']} {config['scaling_factor']}".encode())
+        return digest.hexdigest()
+    for weights in map(load_file, files):
+        for key, value in sorted(weights.items()):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest() if files else ""
 
 
 def look(order: Order) -> Wanted:

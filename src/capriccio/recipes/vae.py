@@ -2,12 +2,13 @@
 
 Trained on random crops of the whole world and of a broader diet (shapes, strokes, gradients, textures), so that worlds
 to come need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps
-latents smooth and therefore easy to paint. Then ``vae-decoder`` goes on with the decoder alone, on whole pictures and
-on latents that are a little wrong, as a painter's always are; latents stay what other models learn, or have learned.
+latents smooth and therefore easy to paint. Then ``vae-tune`` goes on with whole pictures, from latents that are a little
+wrong, as a painter's always are; its encoder is held near the latents that other models learn, or have learned.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ CHANNELS = (16, 32, 64, 128)
 POOL = {"cpu": 3_072, "gpu": 16_384}  # pictures drawn beforehand by every process
 CHUNK = 64
 LATENT_CHANNELS = 8
+HELD = 1.0  # weight of how far an encoder's latents move
 
 
 def new_vae() -> AutoencoderKL:
@@ -69,20 +71,29 @@ class Autoencoding(nn.Module):
         return reconstruction, gaussian_kl(posterior.mean.float(), posterior.logvar.float())
 
 
-class Decoding(Autoencoding):
-    """The decoder's loss in one forward; the encoder is frozen."""
+class Tuning(nn.Module):
+    """A finished autoencoder that learns on, and its loss in one forward."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__(vae)
-        vae.encoder.requires_grad_(False)
+        super().__init__()
+        self.vae = vae
+        self.before = deepcopy(vae.encoder).requires_grad_(False)
 
-    def forward(self, pixels: Tensor, error: Tensor) -> Tensor:  # type: ignore[override]
-        """Reconstruction loss of pictures (B, 3, H, W) in [-1, 1], from latents with an error (of scaled latents)."""
+    def forward(self, pixels: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction loss of pictures (B, 3, H, W) in [-1, 1] from latents with an error, and how far these moved.
+
+        Both the error (B, 8, H/8, W/8) and the way, a mean square, are of scaled latents.
+        """
         with torch.no_grad():
-            latents = self.vae.encode(pixels).latent_dist.mean
-        painted = self.vae.decode(latents + error / self.vae.config.scaling_factor).sample.float()
-        # what is left to learn are edges, which squares weigh more
-        return pyramid_l1(painted, pixels) + 0.5 * gradient_l1(painted, pixels) + 10 * F.mse_loss(painted, pixels)
+            before = self.before(pixels).chunk(2, 1)[0]
+        latents, scale = self.vae.encoder(pixels).chunk(2, 1)[0], self.vae.config.scaling_factor
+        painted = self.vae.decode(latents + error / scale).sample.float()
+        return reconstruction_loss(painted, pixels), (scale * (latents.float() - before.float())).square().mean()
+
+
+def reconstruction_loss(painted: Tensor, pixels: Tensor) -> Tensor:
+    """The loss of those that go on: what is left to learn are edges, which squares weigh more."""
+    return pyramid_l1(painted, pixels) + 0.5 * gradient_l1(painted, pixels) + 10 * F.mse_loss(painted, pixels)
 
 
 def painters_errors(count: int, size: int, rng: torch.Generator) -> Tensor:
@@ -182,20 +193,18 @@ class VAETask:
 
 
 @dataclass
-class DecoderTask(VAETask):
-    """Go on with the decoder of a finished autoencoder, the committed one by default."""
+class TuneTask(VAETask):
+    """Go on with a finished autoencoder, the committed one by default, near whose latents it stays."""
 
     start: Path | None = None
-    schedule: Schedule = field(
-        default_factory=lambda: Schedule(minutes=10, warmup=60, decay=0.7, seed=4, precision="no")
-    )
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=30, warmup=60, decay=0.7, seed=4))
 
     def models(self) -> nn.Module:
         start = self.start or assets.path("miniature/vae")
-        return Decoding(AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32))
+        return Tuning(AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        return muon_and_adamw(model, is_inner_kernel, muon_lr=1e-3, adamw_lr=8e-4)
+        return muon_and_adamw(model, is_inner_kernel, muon_lr=2e-3, adamw_lr=1.2e-3)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         rows = torch.from_numpy(rng.integers(0, len(self.pool), 4 if self.budget == "cpu" else 64))
@@ -203,7 +212,10 @@ class DecoderTask(VAETask):
 
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = batch["pixels"]
-        return model(pixels, painters_errors(len(pixels), pixels.shape[-1] // 8, rng).to(pixels.device)), {}
+        reconstruction, moved = model(
+            pixels, painters_errors(len(pixels), pixels.shape[-1] // 8, rng).to(pixels.device)
+        )
+        return reconstruction + HELD * moved, {"moved": moved.sqrt()}
 
     def save(self, model: Autoencoding, folder: Path) -> None:
         model.vae.half().save_pretrained(folder, max_shard_size="15MB")

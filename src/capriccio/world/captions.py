@@ -136,25 +136,28 @@ _TRYONS = (
     "left, {garment}. right, {who} {place}, dressed in this {noun}",
     "a pair of pictures: {garment} {white}, and {who}, who wears the same {noun}, {place}",
 )
+_OPEN = 0.12  # of the captions to learn from name several subjects and leave open where they are
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def caption(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full") -> str:
+def caption(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full", placed: bool = True) -> str:
     """Say a scene in one sentence.
 
     Args:
         scene: What is seen.
         rng: Chooses among synonyms and forms.
         detail: ``"full"``, ``"brief"`` or ``"kind"``; with ``"full"``, several subjects get their sides.
+        placed: Whether places of several subjects may be said; if not, they are named in any order.
     """
-    shown = pick(rng, _STYLED.get(scene.style, _forms(scene))).format(_subjects(scene, rng, detail))
+    shown = pick(rng, _STYLED.get(scene.style, _forms(scene))).format(_subjects(scene, rng, detail, placed))
     place = backdrop_phrase(scene.backdrop.kind, rng)
     return f"{place}, {shown}" if rng.random() < 0.15 else f"{shown} {place}"
 
 
 def sample_caption(scene: SceneGraph, rng: np.random.Generator) -> str:
-    """Draw a caption to learn from: 70 % full, 15 % brief, 15 % by kind alone."""
-    return caption(scene, rng, sample_detail(rng))
+    """Draw a caption to learn from: 70 % full, 15 % brief, 15 % by kind alone; some leave open who stands where."""
+    detail = sample_detail(rng)
+    return caption(scene, rng, detail, placed=len(scene.cast) == 1 or rng.random() >= _OPEN)
 
 
 def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "full") -> str:
@@ -230,18 +233,25 @@ def _forms(scene: SceneGraph) -> tuple[str, ...]:
     return person_words.PRODUCTS if isinstance(one.identity, Garment) else _SHADED
 
 
-def _subjects(scene: SceneGraph, rng: np.random.Generator, detail: Detail) -> str:
+def _subjects(scene: SceneGraph, rng: np.random.Generator, detail: Detail, placed: bool) -> str:
     cast = scene.cast
     if len(cast) == 1:
         phrase = _subject(cast[0], rng, detail, scene.style, alone=True)
         side = _side(cast[0].x)
         return f"{phrase} on the {side}" if side and detail == "full" and rng.random() < 0.3 else phrase
     if len(cast) == 2:
-        left, right = sorted(cast, key=lambda one: one.x)
-        return _pair(_subject(left, rng, detail, scene.style), _subject(right, rng, detail, scene.style), rng, detail)
+        cast = tuple(sorted(cast, key=lambda one: one.x))
     # Three people in full would not fit into the 77 tokens of CLIP.
-    told: Detail = "brief" if scene.people and detail == "full" else detail
-    return _listing([_subject(one, rng, told, scene.style) for one in cast], cast)
+    told: Detail = "brief" if len(cast) > 2 and scene.people and detail == "full" else detail
+    phrases = [_subject(one, rng, told, scene.style) for one in cast]
+    if not placed:
+        return _names([phrases[index] for index in rng.permutation(len(cast))])
+    return _pair(phrases[0], phrases[1], rng, detail) if len(cast) == 2 else _listing(phrases, cast)
+
+
+def _names(phrases: Sequence[str]) -> str:
+    """Several subjects, and not a word on where they are."""
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def _subject(one: Thing | Sitter, rng: np.random.Generator, detail: Detail, style: str, alone: bool = False) -> str:
