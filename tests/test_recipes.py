@@ -21,6 +21,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import Attention
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from torch import Tensor
@@ -771,12 +772,35 @@ def test_the_miniature_sd_has_heads_of_32_and_few_weights() -> None:
 
 def test_the_shift_of_the_vae_moves_into_its_convolutions() -> None:
     shifted, pixels = small_vae(), torch.rand(1, 3, 32, 32) * 2 - 1
-    plain = sd.plain_vae(shifted)
+    plain = vae.plain_vae(shifted)
     latents = gallery.encode(shifted, pixels)
     moved = plain.encode(pixels).latent_dist.mean * plain.config.scaling_factor
     assert torch.allclose(moved, latents, atol=1e-5)
     theirs = shifted.decode(latents / shifted.config.scaling_factor + shifted.config.shift_factor).sample
     assert torch.allclose(plain.decode(latents / plain.config.scaling_factor).sample, theirs, atol=1e-4)
+
+
+def test_a_tuned_vae_is_handed_on_to_the_pipelines_that_are_there(tmp_path: Path) -> None:
+    tuned, pixels = small_vae(), torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        for place, form in (("flux", small_vae()), ("sd", vae.plain_vae(small_vae()))):
+            for weights in form.parameters():
+                weights.mul_(1.1)
+            form.save_pretrained(tmp_path / place / "vae")
+    (tmp_path / "flux/vae/README.md").write_text("# A card\n")
+    vae.hand_on(tuned, tmp_path)
+    wanted = tuned.encode(pixels).latent_dist.mean
+    for place, shift in (("flux", 0.0), ("sd", tuned.config.shift_factor)):
+        found = AutoencoderKL.from_pretrained(tmp_path / place / "vae", torch_dtype=torch.float32)
+        assert torch.allclose(found.encode(pixels).latent_dist.mean, wanted - shift, atol=0.02)
+    assert {path.name for path in (tmp_path / "flux/vae").iterdir()} == {
+        "README.md",
+        "config.json",
+        SAFETENSORS_WEIGHTS_NAME,
+    }
+    (tmp_path / "elsewhere").mkdir()
+    vae.hand_on(tuned, tmp_path / "elsewhere")
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_gallery_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

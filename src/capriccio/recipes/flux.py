@@ -64,7 +64,7 @@ class Size:
 
 SIZE = Size(heads=4, double=2, single=6)
 UNHEARD = 0.5  # of the sentences reach the transformer by their words alone, without CLIP's pooled text
-SHARES = {"scenes": 0.72, "pairs": 0.25, "grids": 0.03}
+SHARES = {"scenes": 0.47, "pairs": 0.5, "grids": 0.03}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 
 
@@ -198,7 +198,7 @@ class FluxTask(GalleryTask):
     token = TOKEN
     levels: ClassVar = Levels(scenes=1.4, panels=1.3)
     cut = 0.15
-    crowded = 0.8  # whose colour is whose, it learns last
+    crowded = 0.65  # whose colour is whose, it learns last
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder, whose transformer goes on

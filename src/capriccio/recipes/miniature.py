@@ -153,13 +153,14 @@ def weights_hash(name: str) -> str:
     """Return a SHA-256 of the weights in use of a model; nothing where there are none.
 
     Of a VAE it is one of the shift and scale of its latents, which were measured when these came to be: others learn
-    from latents, which stay when the VAE is tuned. The weights themselves count for ``vae-tune``.
+    from latents, which stay when the VAE is tuned. The weights themselves count for ``vae-tune``, and for no pipeline
+    that has a copy of them.
     """
     import torch
     from safetensors.torch import load_file
 
     place = assets.place_below(_root(), _asset(name))
-    files = sorted(place.rglob("*.safetensors"))
+    files = [file for file in sorted(place.rglob("*.safetensors")) if file.parent == place or file.parent.name != "vae"]
     digest = hashlib.sha256()
     if name == "vae" and files:
         config = json.loads((place / "config.json").read_text())

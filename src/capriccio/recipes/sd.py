@@ -41,6 +41,7 @@ from capriccio.recipes.painting import (
     map_loss,
     save_halved,
 )
+from capriccio.recipes.vae import plain_vae
 from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
@@ -99,25 +100,6 @@ def new_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-
-
-@torch.no_grad()
-def plain_vae(vae: AutoencoderKL) -> AutoencoderKL:
-    """Return the VAE without a shift of its latents, which Stable Diffusion's pipelines know nothing of.
-
-    The shift moves into the 1 x 1 convolutions behind the encoder and before the decoder, which the published layout
-    has anyway; scaled latents stay what they are.
-    """
-    settings = {"shift_factor": None, "use_quant_conv": True, "use_post_quant_conv": True}
-    config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
-    plain = AutoencoderKL(**config | settings).eval().requires_grad_(False)
-    plain.load_state_dict(vae.state_dict(), strict=False)
-    shift = torch.zeros(2 * LATENTS)
-    shift[:LATENTS] = vae.config.shift_factor
-    for convolution, bias in ((plain.quant_conv, -shift), (plain.post_quant_conv, shift[:LATENTS])):
-        convolution.weight.copy_(torch.eye(len(bias))[:, :, None, None])
-        convolution.bias.copy_(bias)
-    return plain
 
 
 class Painter(nn.Module):

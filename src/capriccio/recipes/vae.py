@@ -2,21 +2,24 @@
 
 Trained on random crops of the whole world and of a broader diet (shapes, strokes, gradients, textures), so that worlds
 to come need no other. Every fourth step the decoder also paints half-size pictures from averaged latents, which keeps
-latents smooth and therefore easy to paint. Then ``vae-tune`` goes on with whole pictures, from latents that are a little
-wrong, as a painter's always are; its encoder is held near the latents that other models learn, or have learned.
+latents smooth and therefore easy to paint. Then ``vae-tune`` goes on with whole pictures and with latents that are a
+little wrong, as a painter's always are, held near those that other models learn, or have learned.
 """
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -137,6 +140,43 @@ def standardise(vae: AutoencoderKL, pictures: Tensor) -> None:
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
 
 
+@torch.no_grad()
+def plain_vae(vae: AutoencoderKL) -> AutoencoderKL:
+    """Return the VAE without a shift of its latents, which Stable Diffusion's pipelines know nothing of.
+
+    The shift moves into the 1 x 1 convolutions behind the encoder and before the decoder, which the published layout
+    has anyway; scaled latents stay what they are.
+    """
+    settings = {"shift_factor": None, "use_quant_conv": True, "use_post_quant_conv": True}
+    config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
+    plain = AutoencoderKL(**config | settings).eval().requires_grad_(False)
+    plain.load_state_dict(vae.state_dict(), strict=False)
+    shift = torch.zeros(2 * LATENT_CHANNELS)
+    shift[:LATENT_CHANNELS] = vae.config.shift_factor
+    for convolution, bias in ((plain.quant_conv, -shift), (plain.post_quant_conv, shift[:LATENT_CHANNELS])):
+        convolution.weight.copy_(torch.eye(len(bias))[:, :, None, None])
+        convolution.bias.copy_(bias)
+    return plain
+
+
+def save_half(vae: AutoencoderKL, folder: Path) -> None:
+    """Save an autoencoder in half precision; it stays in its own."""
+    vae.half().save_pretrained(folder, max_shard_size="15MB")
+    vae.float()
+
+
+def hand_on(vae: AutoencoderKL, miniature: Path) -> None:
+    """Give a tuned autoencoder to the pipelines in a folder of the miniature, which paint with an earlier one of it.
+
+    Each file of weights is replaced as a whole; pipelines that are not there are left out.
+    """
+    for place, form in ((miniature / "flux/vae", vae), (miniature / "sd/vae", plain_vae(vae))):
+        if place.is_dir():
+            with TemporaryDirectory(dir=place) as scratch:
+                save_half(form, Path(scratch))
+                os.replace(Path(scratch, SAFETENSORS_WEIGHTS_NAME), place / SAFETENSORS_WEIGHTS_NAME)
+
+
 def is_inner_kernel(name: str, value: Tensor) -> bool:
     """Kernels and matrices between the first and the last convolution of encoder and decoder are Muon's."""
     return min(value.shape[:2]) >= 16 and "conv_in" not in name and "conv_out" not in name
@@ -182,8 +222,7 @@ class VAETask:
 
     def save(self, model: Autoencoding, folder: Path) -> None:
         standardise(model.vae, draw_mixture(np.random.default_rng(1), 128, diet=0.0))
-        model.vae.half().save_pretrained(folder, max_shard_size="15MB")
-        model.vae.float()
+        save_half(model.vae, folder)
 
     @torch.no_grad()
     def measure(self, model: Autoencoding) -> list[Row]:
@@ -217,7 +256,7 @@ class TuneTask(VAETask):
         )
         return reconstruction + HELD * moved, {"moved": moved.sqrt()}
 
-    def save(self, model: Autoencoding, folder: Path) -> None:
-        model.vae.half().save_pretrained(folder, max_shard_size="15MB")
+    def save(self, model: Tuning, folder: Path) -> None:  # type: ignore[override]
+        save_half(model.vae, folder)
         forget_origins(folder)
-        model.vae.float()
+        hand_on(model.vae, folder.parent)
