@@ -106,16 +106,17 @@ def test_a_moved_paste_is_found_and_another_subject_is_not() -> None:
     assert distances[1] > 0.5
 
 
-def test_the_copy_alarm_looks_inside_the_rim() -> None:
+def test_the_copy_alarm_looks_at_the_subject_and_not_beyond() -> None:
     generator = torch.Generator().manual_seed(2)
-    reference = torch.rand(1, 3, 48, 48, generator=generator) * 2 - 1
+    reference, other = (torch.rand(2, 1, 3, 48, 48, generator=generator) * 2 - 1).unbind()
     mask = torch.zeros(1, 48, 48, dtype=torch.bool)
     mask[:, 10:34, 12:36] = True
     core = torch.zeros_like(mask)
-    core[:, 13:31, 15:33] = True
-    kept, cut = torch.where(core, reference, 0 * reference), torch.where(core, 0 * reference, reference)
-    assert metrics.copied(reference, mask, kept).item()
-    assert not metrics.copied(reference, mask, cut).item()
+    core[:, 16:28, 18:30] = True
+    assert metrics.copied(reference, mask, torch.where(mask, reference, other)).item()
+    assert not metrics.copied(reference, mask, torch.where(core, other, reference)).item()
+    assert metrics.copied(reference, mask, torch.where(mask, reference + 0.02, other)).item()
+    assert not metrics.copied(reference, mask, torch.where(mask, reference + 0.06, other)).item()
 
 
 def test_copy_distance_equals_the_search_written_out() -> None:
