@@ -246,6 +246,7 @@ def test_the_demo_leaves_a_sheet_and_reads_it(tmp_path: Path) -> None:
     assert Image.open(shown.sheet).size > (5 * 128, 4 * 128)
     assert [path.name for path in tmp_path.iterdir()] == ["contact-sheet.png"]
     assert all(reading["scene_right"] > 0.9 for reading in shown.as_dict()["readings"])
+    assert all(reading["likeness"] > 0.5 for reading in shown.as_dict()["readings"])
     assert "subject kept" in str(shown)
 
 
@@ -253,7 +254,8 @@ def test_the_demo_leaves_a_sheet_and_reads_it(tmp_path: Path) -> None:
 @pytest.mark.needs_miniature
 def test_the_real_demo_keeps_more_subjects_than_words_alone(tmp_path: Path) -> None:
     with_reference, without = demo.demo(tmp_path).readings
-    assert with_reference.subject_kept > without.subject_kept
+    # of 256 pictures .61 and .19, deviations of one .18 and .21: sixteen of each differ by .42, give or take .07
+    assert with_reference.likeness > without.likeness + 0.2
     assert with_reference.scene_right >= 0.75
 
 

@@ -26,14 +26,16 @@ _SCENES, _BATCH = 4, 8
 
 @dataclass(frozen=True)
 class Reading:
-    """What the judge read in all pictures of one way to paint, as rates."""
+    """What the judge read in all pictures of one way to paint: how alike subjects are (-1 to 1), and two rates."""
 
     variant: str
+    likeness: float
     subject_kept: float
     scene_right: float
 
     def __str__(self) -> str:
-        return f"{self.variant:<28} subject kept {self.subject_kept:4.0%}   scene right {self.scene_right:4.0%}"
+        rates = f"subject kept {self.subject_kept:4.0%}   scene right {self.scene_right:4.0%}"
+        return f"{self.variant:<28} likeness {self.likeness:4.2f}   {rates}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def demo(
 ) -> Demonstration:
     """Paint four held-out subjects in four new scenes each, and leave one contact sheet.
 
-    A subject counts as kept when kind, main colour and pattern are read as its own; captions name the kind alone.
+    Likeness is the mean cosine of the reader's embeddings of reference and picture. A subject counts as kept when kind,
+    main colour and pattern are all read as its own; captions name the kind alone.
 
     Args:
         folder: Where ``contact-sheet.png`` goes.
@@ -106,4 +109,5 @@ def contact_sheet(cases: Sequence[Case], wanted: Sequence[Ask], painted: Sequenc
 
 def _reading(name: str, judge: Judge, wanted: Sequence[Ask], painted: Sequence[Image.Image]) -> Reading:
     scores = judge.score(wanted, painted)
-    return Reading(name, fmean(score.kept for score in scores), fmean(score.backdrop for score in scores))
+    columns = zip(*((score.identity, score.kept, score.backdrop) for score in scores), strict=True)
+    return Reading(name, *map(fmean, columns))

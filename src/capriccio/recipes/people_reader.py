@@ -43,7 +43,7 @@ from capriccio.world.person_words import CLOSE, HALF
 from capriccio.world.windows import body_part, garment_part
 from capriccio.world.words import COLOURLESS
 
-POOL = {"cpu": 9_216, "gpu": 16_384}  # pictures drawn beforehand by every process, half of them in families
+POOL = {"cpu": 18_432, "gpu": 36_864}  # pictures drawn beforehand by every process, half of them in families
 FAMILIES = {"cpu": 4, "gpu": 64}  # of a batch; as many pictures again are of people who come once
 MEASURED = 192  # held-out pictures of each view
 QUARTERS = 4
