@@ -196,8 +196,8 @@ class FluxTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = TOKEN
-    levels: ClassVar = Levels(scenes=1.4, panels=1.3)
-    cut = 0.15
+    levels: ClassVar = Levels(scenes=0.4, panels=0.6, deviation=1.2)
+    cut = 0.1
     crowded = 0.65  # whose colour is whose, it learns last
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
