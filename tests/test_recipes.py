@@ -555,10 +555,20 @@ def test_what_a_thing_looks_like_counts_more_than_its_backdrop() -> None:
     wanted = torch.zeros(1, 2, 3)
     parts = torch.tensor([[[1, 2], [0, painting.UNKNOWN]]])  # a token of a thing, and one that shows none
     on_thing, beside = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0], [1.0]]])
-    ones = torch.ones(1, 2, 3)
-    weigh = [float(painting.thing_error(ones * where, wanted, parts)) for where in (on_thing, beside)]
+    ones, inks = torch.ones(1, 2, 3), torch.zeros_like(parts)
+    weigh = [float(painting.thing_error(ones * where, wanted, parts, inks)) for where in (on_thing, beside)]
     assert weigh[0] == pytest.approx(painting.DRAWN * weigh[1])
     assert sum(weigh) == pytest.approx(1.0)  # an error that is the same everywhere is just that
+
+
+def test_a_token_of_two_inks_counts_more_than_one_of_its_own() -> None:
+    wanted, parts = torch.zeros(1, 2, 3), torch.zeros(1, 2, 4, dtype=torch.long)
+    inks = torch.tensor([[[3, 3, 5, 3], [5, 5, 5, 5]]])  # one cell in four is another's
+    assert painting.detail_share(inks).tolist() == [[0.25, 0.0]]
+    errors = torch.eye(2)[:, None, :, None].expand(2, 1, 2, 3)  # all of it in the first token, or in the second
+    mixed, plain = (float(painting.thing_error(error, wanted, parts, inks)) for error in errors)
+    assert mixed == pytest.approx((1.0 + painting.DETAILED / 4) * plain)
+    assert mixed + plain == pytest.approx(1.0)
 
 
 def test_painters_meet_several_things_as_often_as_it_says(tmp_path: Path) -> None:

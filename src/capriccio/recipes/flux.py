@@ -196,9 +196,9 @@ class FluxTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = TOKEN
-    levels: ClassVar = Levels(scenes=0.4, panels=0.6, deviation=1.2)
+    levels: ClassVar = Levels(scenes=0.4, panels=1.0, deviation=1.2)
     cut = 0.1
-    crowded = 0.65  # whose colour is whose, it learns last
+    crowded = 0.5  # whose colour is whose, it learns last
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder, whose transformer goes on
@@ -261,7 +261,7 @@ class FluxTask(GalleryTask):
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == SCENE else "panels"
-        things = thing_error(painted, self.wanted(velocity, noisy, sigma, batch), batch["parts"])
+        things = thing_error(painted, self.wanted(velocity, noisy, sigma, batch), batch["parts"], batch["inks"])
         return things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
 
     @cached_property

@@ -130,7 +130,7 @@ class FillTask(BesideFlux):
         painted, logits = model(tokens, sigma, batch["ids"], self.pooled(batch["clip_ids"]), grid)
         flow = F.mse_loss(painted.float(), velocity)
         shapes = map_loss(logits, batch["parts"], batch["inks"])
-        things = thing_error(painted, velocity, batch["parts"])
+        things = thing_error(painted, velocity, batch["parts"], batch["inks"])
         return things + 0.1 * shapes, {"flow": flow, "things": things, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
