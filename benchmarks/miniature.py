@@ -61,6 +61,12 @@ def painted(studio: Studio, model: str, rows: Mapping[str, int], quick: bool) ->
             )
 
 
+def numbers(name: str) -> dict[str, object]:
+    """What a model paints with when nobody says otherwise, as here."""
+    own = Studio.open(name).backbone.defaults
+    return {name: getattr(own, name) for name in ("num_inference_steps", "true_cfg_scale", "scheduler")}
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,7 +87,7 @@ def main() -> None:
         minutes = round((time.monotonic() - started) / 60, 1)
         protocol = {"only": chosen.only or "everything", "quick": chosen.quick, "minutes": minutes}
         if chosen.only != "readings":
-            protocol |= {"pictures": PICTURES, "true_cfg_scale": targets.GUIDANCE}
+            protocol |= {"pictures": PICTURES, "numbers": {model: numbers(name) for model, name in STUDIOS.items()}}
         reports.save(chosen.save, rows, reports.recipe(**protocol))
 
 

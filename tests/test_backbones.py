@@ -346,5 +346,6 @@ def test_fingerprints_follow_the_weights() -> None:
 @pytest.mark.needs_miniature
 def test_the_miniature_opens() -> None:
     backbone = open_backbone("miniature", device="cpu")
-    assert backbone.defaults.num_inference_steps == 24
+    assert backbone.defaults.num_inference_steps == 28
+    assert backbone.defaults.scheduler in backbone.schedulers
     assert "hold" in backbone.engines

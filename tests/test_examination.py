@@ -254,8 +254,9 @@ def conditions(way: str, files: Path, **options: Any) -> list[Condition]:
 
 def scene_of(case: Case, files: Path, prompt: str = "a red mug", seed: int = 3, **options: Any) -> Scene:
     given = {} if case.engine is None else {"engine": case.engine}
-    # The scheduler of U-Nets draws noise between the steps, so that seeds and batches are examined there too.
-    room = {"max_sequence_length": 24} if isinstance(case.backbone, FluxBackbone) else {"scheduler": "Euler a"}
+    # Both schedulers draw noise between the steps, so that seeds and batches are examined there too.
+    flux = isinstance(case.backbone, FluxBackbone)
+    room = {"max_sequence_length": 24, "scheduler": "Euler stochastic"} if flux else {"scheduler": "Euler a"}
     small = {"width": 16, "height": 16}
     own = {"image": {"num_inference_steps": 4}, "diptych": small, "diptych-joint": small}.get(case.way, {})
     return Scene(prompt, conditions(case.way, files, **given | options), seed=seed, **SMALL | room | own)

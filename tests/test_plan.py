@@ -133,6 +133,15 @@ def test_a_filling_model_paints_text_on_an_empty_canvas() -> None:
     assert "only fills" in plan.notes[0]
 
 
+def test_a_model_may_have_a_scheduler_that_it_is_painted_with_unless_the_scene_names_another() -> None:
+    pipe = tiny.flux()
+    backbone = FluxBackbone(pipe, defaults=replace(FluxBackbone(pipe).defaults, scheduler="Euler stochastic"))
+    own, asked = (plan_of(backbone, scheduler=name) for name in (None, "Euler"))
+    assert [plan.settings.scheduler for plan in (own, asked)] == ["Euler stochastic", "Euler"]
+    assert "Euler stochastic" in str(own)
+    assert own.batch_key != asked.batch_key
+
+
 # --- what is refused ---
 
 
@@ -141,7 +150,7 @@ def test_a_filling_model_paints_text_on_an_empty_canvas() -> None:
     [
         ({"width": 50}, "nearest sizes that are: 48 x 32 and 52 x 32"),
         ({"true_cfg_scale": 0.5}, "starts at 1"),
-        ({"scheduler": "UniPC"}, "UniPCMultistepScheduler"),
+        ({"scheduler": "Euler a"}, "did you mean 'Euler'"),
         ({"max_sequence_length": 513}, "at most 512"),
     ],
 )

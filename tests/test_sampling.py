@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DPMSolverMultistepScheduler, FluxPipeline, UniPCMultistepScheduler
+from diffusers import FluxPipeline
 from PIL import Image
 
 from capriccio.attention import AttentionProgram, TokenLayout, attach, compile_program, layers_of
+from capriccio.backbones import schedules
 from capriccio.backbones.base import Inputs, Known
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.canvas import hold
@@ -57,17 +58,29 @@ def test_half_precision_is_diffusers_to_the_last_bit() -> None:
     assert np.array_equal(ours, stock(pipe)[0])
 
 
-@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-def test_other_schedulers_are_diffusers_to_the_last_bit(kind: type) -> None:
+@pytest.mark.parametrize("name", ["DPM++ 2M", "DPMSolverMultistepScheduler", "UniPC", "UniPCMultistepScheduler"])
+def test_other_schedulers_are_diffusers_to_the_last_bit(name: str) -> None:
     pipe = tiny.flux()
     backbone = FluxBackbone(pipe)
     own = pipe.scheduler
-    (ours,) = painted(backbone, Scene("a red mug", seed=3, scheduler=kind.__name__, **SMALL))
+    (ours,) = painted(backbone, Scene("a red mug", seed=3, scheduler=name, **SMALL))
     assert pipe.scheduler is own
     (plain,) = painted(backbone, Scene("a red mug", seed=3, **SMALL))
     assert not np.array_equal(ours, plain)
-    pipe.scheduler = backbone._scheduler(kind.__name__)
+    pipe.scheduler = schedules.make(name, own)
     assert np.array_equal(ours, stock(pipe)[0])
+
+
+def test_a_stochastic_step_goes_to_the_estimate_and_draws_all_its_noise_anew() -> None:
+    """By hand: x = (1 - s') (x - s v) + s' e, where each picture draws its e from its own generator."""
+    scheduler = FluxBackbone(tiny.flux()).schedule("Euler stochastic", 2, 16)
+    latents, velocity = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    stepped = schedules.step(scheduler, velocity, scheduler.timesteps[0], latents, generators)
+    drawn = torch.cat([torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
+    sigma, after = scheduler.sigmas[:2]
+    assert torch.allclose(stepped, (1 - after) * (latents - sigma * velocity) + after * drawn)
+    assert schedules.make("Euler", scheduler).config.stochastic_sampling is False
 
 
 def test_a_lora_is_diffusers_to_the_last_bit(tmp_path: Any) -> None:

@@ -106,6 +106,7 @@ class Settings:
     guidance_scale: float
     true_cfg_scale: float
     max_sequence_length: int
+    scheduler: str | None
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Plan:
         weights = (self.loras, tuple(self.regions.items()))
         collage = (self.collage, len(self.voices), self.supplies)
         own = (self.canvas.grid, self.engine, *numbers, self.guidance, self.controls, *weights, *collage)
-        steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.scene.scheduler)
+        steps = (self.settings.num_inference_steps, self.settings.max_sequence_length, self.settings.scheduler)
         return (*own, *steps, attention, *(plan.batch_key for plan in self.later))
 
     def sections(self) -> dict[str, list[str]]:
@@ -244,7 +244,7 @@ class Plan:
         return f"{self.guidance}{embedded}{shared}"
 
     def _step_words(self) -> str:
-        said = f"{self.settings.num_inference_steps}, {self.scene.scheduler or 'the scheduler of the model'}"
+        said = f"{self.settings.num_inference_steps}, {self.settings.scheduler or 'the scheduler of the model'}"
         if self.start:
             said += f"; the first {self.start} are left out, for strength is {self.strength:g}"
         own = self.num_steps + self.start
@@ -424,7 +424,7 @@ def _passage(draft: Draft, name: str, prompt: str) -> Prompt:
 def _steps(draft: Draft) -> tuple[int, int]:
     """Return the index of the first evaluation of the denoiser, and how many there are."""
     backbone, steps = draft.backbone, draft.settings.num_inference_steps
-    scheduler = backbone.schedule(draft.scene.scheduler, steps, _canvas(draft).num_tokens)
+    scheduler = backbone.schedule(draft.settings.scheduler, steps, _canvas(draft).num_tokens)
     start = backbone.skipped(steps, draft.strength) * scheduler.order if draft.strength < 1 else 0
     left = len(scheduler.timesteps) - start
     if left < 1:

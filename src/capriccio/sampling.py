@@ -269,7 +269,7 @@ def _run(
     noise = torch.cat([backbone.noise(generator, *plan.canvas.grid) for generator in generators])
     noise = noise.repeat_interleave(voices, 0) if voices > 1 else noise
     clean = torch.cat([output[START] for output in own]) if plan.strength < 1 else None
-    scheduler = backbone.schedule(plan.scene.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
+    scheduler = backbone.schedule(plan.settings.scheduler, plan.settings.num_inference_steps, plan.canvas.num_tokens)
     sources = {one.bank: [output[one.output] for output in own for _ in plan.voices] for one in plan.supplies}
     predictor = Predictor(backbone, plan.guidance, forwards, inputs, limits, sources)
     painted = denoise(

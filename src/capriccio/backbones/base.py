@@ -31,6 +31,7 @@ class Defaults:
         true_cfg_scale: Classifier-free guidance; 1 is none. In a scene for models whose diffusers pipelines call
             it so (``plain_guidance``) it may be given as ``guidance_scale``.
         max_sequence_length: Text tokens; a longer prompt gets as many as it needs, up to ``longest_text``.
+        scheduler: By one of the names that a scene may give; that of the pipeline if ``None``.
         own: These numbers belong to the model, so methods keep them instead of their paper's.
         panel_margin: Pixels that are painted around a panel and cropped again.
         panel_spoiled: Pixels at a panel's border, margin included, that show something of its neighbour: beyond the
@@ -49,6 +50,7 @@ class Defaults:
     guidance_scale: float
     true_cfg_scale: float
     max_sequence_length: int
+    scheduler: str | None = None
     own: bool = False
     panel_margin: int = 8
     panel_spoiled: int = 0

@@ -7,13 +7,11 @@ without edits equals it to the last bit.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from math import ceil
 from types import MappingProxyType
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import FluxControlNetModel, FluxFillPipeline, FluxPipeline, FluxTransformer2DModel
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from capriccio import text as words
 from capriccio.attention import TokenLayout, layers_of
+from capriccio.backbones import schedules
 from capriccio.backbones.base import (
     Defaults,
     Hint,
@@ -37,10 +36,9 @@ from capriccio.backbones.base import (
 )
 from capriccio.backbones.wrapped import Wrapped, check_alike, nets_of
 from capriccio.canvas import Canvas, Mask, latent_cells, rasterise, to_pixels
-from capriccio.errors import CapriccioError, nearest
+from capriccio.errors import CapriccioError
 from capriccio.formats import alimama
 
-_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 _HIDDEN = {"controlnet": -1.0, "fill": 0.0}
 """The pixel value under the mask that each engine was trained with."""
 _MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "low quality")
@@ -103,7 +101,7 @@ class FluxBackbone(Wrapped):
     @property
     def schedulers(self) -> tuple[str, ...]:
         """Names of the schedulers that a scene may ask for."""
-        return tuple(sorted({type(self.pipe.scheduler).__name__, *_SCHEDULERS}))
+        return schedules.names(self.pipe.scheduler)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -349,7 +347,7 @@ class FluxBackbone(Wrapped):
 
     def schedule(self, name: str | None, steps: int, tokens: int) -> Any:
         """Return a fresh scheduler whose timesteps are set as ``FluxPipeline`` sets them, shifted by ``tokens``."""
-        scheduler = self._scheduler(name)
+        scheduler = schedules.make(name, self.pipe.scheduler)
         config = scheduler.config
         by_itself = getattr(config, "use_flow_sigmas", False)
         shift = calculate_shift(
@@ -370,17 +368,6 @@ class FluxBackbone(Wrapped):
     def skipped(self, steps: int, strength: float) -> int:
         """Return how many steps a run leaves out that changes a picture by ``strength``, as diffusers counts them."""
         return int(max(steps - min(steps * strength, steps), 0))
-
-    def _scheduler(self, name: str | None) -> Any:
-        own = self.pipe.scheduler
-        if name is None or name == type(own).__name__:
-            return copy.deepcopy(own)
-        if name not in _SCHEDULERS:
-            raise CapriccioError(f"scheduler {name!r} is unknown here; {nearest(name, self.schedulers)}")
-        shift = own.config.get("shift", 1.0)
-        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-        settings = {} if name == _SCHEDULERS[0] else flow
-        return getattr(diffusers, name).from_config(dict(own.config), **settings)
 
     @torch.no_grad()
     def predict(

@@ -38,10 +38,21 @@ DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Schedulers of diffusion models: the name in most programs -> class in diffusers and its settings."""
 
+FLOW: dict[str, tuple[str, dict[str, Any]]] = {
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", _SDE),
+    "Euler": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
+    "Euler stochastic": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+}
+"""The same of models that learned flow matching. A stochastic step goes to the clean latents that the model believes in
+and draws all its noise anew, so that what went wrong in a step is not carried through the others."""
+
 
 def names(own: Any) -> tuple[str, ...]:
     """Return what a person may ask for: names, classes, and the class of a pipeline's own scheduler."""
-    return tuple(sorted({*DIFFUSION, *(kind for kind, _ in DIFFUSION.values()), type(own).__name__}))
+    known = _known(own)
+    return tuple(sorted({*known, *(kind for kind, _ in known.values()), type(own).__name__}))
 
 
 def make(name: str | None, own: Any) -> Any:
@@ -52,10 +63,18 @@ def make(name: str | None, own: Any) -> Any:
     """
     if name is None or name == type(own).__name__:
         return copy.deepcopy(own)
-    kind, settings = DIFFUSION.get(name, (name, {}))
-    if kind not in {kind for kind, _ in DIFFUSION.values()}:
+    known = _known(own)
+    kind, settings = known.get(name, (name, {}))
+    if kind not in {kind for kind, _ in known.values()}:
         raise CapriccioError(f"scheduler {name!r} is unknown here; {nearest(name, names(own))}")
+    if is_flow(own) and not kind.startswith("FlowMatch"):
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        settings = settings | flow | {"flow_shift": own.config.get("shift", 1.0)}
     return getattr(diffusers, kind).from_config(dict(own.config), **settings)
+
+
+def _known(own: Any) -> dict[str, tuple[str, dict[str, Any]]]:
+    return FLOW if is_flow(own) else DIFFUSION
 
 
 def is_flow(scheduler: Any) -> bool:

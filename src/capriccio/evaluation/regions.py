@@ -14,7 +14,7 @@ from torch import Tensor
 from capriccio.evaluation import bleeding
 from capriccio.evaluation.metrics import to_pixels
 from capriccio.evaluation.statistics import Interval, mean_interval, paired_gain
-from capriccio.evaluation.targets import GUIDANCE, scenes
+from capriccio.evaluation.targets import scenes
 from capriccio.perception.reader import read
 from capriccio.scene import Companion, Region, Scene
 from capriccio.studio import Studio
@@ -118,7 +118,7 @@ def scene_of(graph: SceneGraph, number: int, regional: bool, options: dict[str, 
     given = {"background": text} | options
     boxes = boxes_of(graph)
     parts = [Region(prompt, box=box, options=given) for prompt, box in zip(prompts, boxes, strict=True)]
-    return Scene(text, parts if regional else [], width=128, height=128, seed=number, true_cfg_scale=GUIDANCE)
+    return Scene(text, parts if regional else [], width=128, height=128, seed=number)
 
 
 def paint_graphs(

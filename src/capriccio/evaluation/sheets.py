@@ -23,7 +23,6 @@ from capriccio.errors import CapriccioError, nearest
 from capriccio.evaluation.lar_gen.miniature import miniature
 from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
 from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct
-from capriccio.evaluation.targets import GUIDANCE
 from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
 from capriccio.pictures import fit, grid
@@ -155,8 +154,8 @@ def paintings(name: str, rows: int = 3, panels: bool = True) -> Image.Image:
     rng = np.random.default_rng(14)
     alone = [describe(picture, rng, "full") for picture in held_out(rows)]
     pairs = [describe(sample_sheet(rng, split="test"), rng) for _ in range(COLUMNS // 2 if panels else 0)]
-    asked = [Scene(text, seed=seed, true_cfg_scale=GUIDANCE) for seed, text in enumerate(alone)]
-    asked += [Scene(text, seed=seed, true_cfg_scale=GUIDANCE, width=256, height=128) for seed, text in enumerate(pairs)]
+    asked = [Scene(text, seed=seed) for seed, text in enumerate(alone)]
+    asked += [Scene(text, seed=seed, width=256, height=128) for seed, text in enumerate(pairs)]
     painted = [painting.images[0] for painting in Studio.open(name).paint_all(asked)]
     halves = [picture.crop((left, 0, left + 128, 128)) for picture in painted[len(alone) :] for left in (0, 128)]
     labels = [*alone, *(text for text in pairs for _ in range(2))]
@@ -180,7 +179,6 @@ def inpaintings(name: str, engine: str) -> Image.Image:
             text,
             [Edit(picture, mask, by="inpainting", options={"engine": engine})],
             seed=seed,
-            true_cfg_scale=GUIDANCE,
             width=128,
             height=128,
         )
@@ -199,11 +197,7 @@ def weighted(name: str, weights: Sequence[float] = (0.0, 0.5, 1.0)) -> Image.Ima
     rng = np.random.default_rng(17)
     texts = [describe(_alone(rng), rng, "full") for _ in range(COLUMNS)]
     lora = assets.path(f"miniature/{name}")
-    asked = [
-        Scene(text, Lora(lora, weight=weight), seed=seed, true_cfg_scale=GUIDANCE)
-        for weight in weights
-        for seed, text in enumerate(texts)
-    ]
+    asked = [Scene(text, Lora(lora, weight=weight), seed=seed) for weight in weights for seed, text in enumerate(texts)]
     painted = [painting.images[0] for painting in Studio.open("miniature").paint_all(asked)]
     return grid(painted, COLUMNS, [f"{weight:g}: {text}" for weight in weights for text in texts], text_size=10)
 
@@ -215,7 +209,7 @@ def steerings() -> Image.Image:
     wanted = [describe(scene, rng, "full") for scene in scenes]
     hints = {kind: to_images(2 * control_pictures(kind, scenes) - 1) for kind in CONTROLS}
     asked = [
-        Scene(text, [Control(hint, "union", mode=kind)], seed=seed, true_cfg_scale=GUIDANCE)
+        Scene(text, [Control(hint, "union", mode=kind)], seed=seed)
         for kind in CONTROLS
         for seed, (text, hint) in enumerate(zip(wanted, hints[kind], strict=True))
     ]
@@ -265,7 +259,6 @@ def customised(name: str, refine: bool) -> Image.Image:
                 Edit(source, _box(hole.any(0))),
             ],
             seed=seed,
-            true_cfg_scale=GUIDANCE,
         )
         for seed, (kind, picture, mask, source, hole) in enumerate(
             zip(kinds, pictures, masks, sources, there.subjects, strict=True)

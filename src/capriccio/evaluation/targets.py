@@ -30,7 +30,6 @@ from capriccio.world.graph import SceneGraph, Thing, sample_panels, sample_scene
 from capriccio.world.people import Sitter, top_of
 
 Told = Callable[[int], None]
-GUIDANCE = 4.0
 _BATCH = 32
 
 
@@ -157,7 +156,7 @@ def style_read(studio: Studio, style: str, lora: Path, weight: float, count: int
     """Return which share of pictures, painted with a LoRA from sentences of no style, is read as of a style."""
     graphs = scenes(count, seed=6)
     asked = [
-        Scene(text, Lora(lora, weight=weight), width=128, height=128, seed=number, true_cfg_scale=GUIDANCE)
+        Scene(text, Lora(lora, weight=weight), width=128, height=128, seed=number)
         for number, text in enumerate(captions_of(graphs))
     ]
     pictures = [painting.images[0] for painting in studio.paint_all(asked)]
@@ -166,9 +165,7 @@ def style_read(studio: Studio, style: str, lora: Path, weight: float, count: int
 
 def paint(studio: Studio, texts: Sequence[str], *, width: int = 128, told: Told) -> list[Image.Image]:
     """Paint captions a batch at a time; seeds are the numbers of the captions."""
-    asked = [
-        Scene(text, width=width, height=128, seed=number, true_cfg_scale=GUIDANCE) for number, text in enumerate(texts)
-    ]
+    asked = [Scene(text, width=width, height=128, seed=number) for number, text in enumerate(texts)]
     painted: list[Image.Image] = []
     for start in range(0, len(asked), _BATCH):
         painted += [painting.images[0] for painting in studio.paint_all(asked[start : start + _BATCH])]
