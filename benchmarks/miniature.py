@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from capriccio import assets
+from capriccio.backbones.base import Defaults
+from capriccio.backbones.loading import MINIATURE, MINIATURE_DEFAULTS, MINIATURE_SD, MINIATURE_SD_DEFAULTS
 from capriccio.evaluation import reports, targets
 from capriccio.studio import Studio
 from capriccio.training.trainer import Row
@@ -24,7 +26,8 @@ PICTURES = {
     "sd": {"one_subject": 128, "two_subjects": 96, "people": 96},
 }
 """What each model paints, and how many pictures; a row is a function of ``targets``."""
-STUDIOS = {"flux": "miniature", "sd": "miniature-sd"}
+STUDIOS = {"flux": MINIATURE, "sd": MINIATURE_SD}
+DEFAULTS = {"flux": MINIATURE_DEFAULTS, "sd": MINIATURE_SD_DEFAULTS}
 NEEDED = {"people": "miniature/people-reader", "people_reader": "miniature/people-reader"}
 """Weights that some rows are read with."""
 
@@ -61,9 +64,8 @@ def painted(studio: Studio, model: str, rows: Mapping[str, int], quick: bool) ->
             )
 
 
-def numbers(name: str) -> dict[str, object]:
-    """What a model paints with when nobody says otherwise, as here."""
-    own = Studio.open(name).backbone.defaults
+def numbers(own: Defaults) -> dict[str, object]:
+    """What a model is painted with when nobody says otherwise, as here."""
     return {name: getattr(own, name) for name in ("num_inference_steps", "true_cfg_scale", "scheduler")}
 
 
@@ -87,7 +89,7 @@ def main() -> None:
         minutes = round((time.monotonic() - started) / 60, 1)
         protocol = {"only": chosen.only or "everything", "quick": chosen.quick, "minutes": minutes}
         if chosen.only != "readings":
-            protocol |= {"pictures": PICTURES, "numbers": {model: numbers(name) for model, name in STUDIOS.items()}}
+            protocol |= {"pictures": PICTURES, "numbers": {model: numbers(own) for model, own in DEFAULTS.items()}}
         reports.save(chosen.save, rows, reports.recipe(**protocol))
 
 

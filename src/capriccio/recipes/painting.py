@@ -68,7 +68,7 @@ def thing_error(painted: Tensor, wanted: Tensor, parts: Tensor, inks: Tensor) ->
     """Squared error of tokens, in which one that shows a thing all over counts ``DRAWN`` times, and details more.
 
     What a thing looks like is most of what words say, and a transformer that may choose learns its backdrops first,
-    and of things their plain colours: stripes come before checks, and checks before a clean outline.
+    and of things their colours before their patterns and outlines.
 
     Args:
         painted: (B, tokens, C).
