@@ -72,7 +72,7 @@ from capriccio.training.trainer import Schedule
 from capriccio.world.captions import NOUNS, caption
 from capriccio.world.casting import sample_people
 from capriccio.world.draw import NUM_PARTS, draw
-from capriccio.world.graph import sample_scene
+from capriccio.world.graph import sample_panels, sample_scene
 from capriccio.world.people import top_of
 from capriccio.world.tokenizers import clip_tokenizer
 from capriccio.world.views import sample_view
@@ -581,6 +581,24 @@ def test_painters_meet_several_things_as_often_as_it_says(tmp_path: Path) -> Non
     assert set(rows) == set(range(6))
     alone = gallery.Pictures(*(np.zeros(4) for _ in range(3)), graphs=scenes[:4], shards=[], subjects=[])
     assert set(task.choose(alone, 200, rng)) == set(range(4))
+
+
+def test_flux_meets_patterns_as_often_as_it_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [sample_scene(rng, subjects, style=style) for subjects in (1, 2) for style in ("shaded", "neon") * 20]
+    task = flux.FluxTask(tmp_path)
+    pictures = gallery.Pictures(*(np.zeros(80) for _ in range(3)), graphs=drawn, shards=[], subjects=[])
+    patterned = [
+        graph.style == "shaded" and any(thing.identity.pattern != "plain" for thing in graph.things) for graph in drawn
+    ]
+    assert pictures.patterned.tolist() == patterned
+    batches = [pictures.patterned[task.choose(pictures, 8, rng)] for _ in range(400)]
+    assert np.mean([batch.all() for batch in batches]) == pytest.approx(task.patterned, abs=0.06)
+    none = gallery.Pictures(*(np.zeros(40) for _ in range(3)), graphs=drawn[1::2], shards=[], subjects=[])
+    assert len(set(task.choose(none, 400, rng))) == 40  # where nothing has a pattern, everything is a lesson
+    sheet = sample_panels(rng, style="shaded")
+    paired = gallery.Pictures(*(np.zeros(1) for _ in range(3)), graphs=[sheet], shards=[], subjects=[])
+    assert paired.patterned.tolist() == [sheet.scenes[0].things[0].identity.pattern != "plain"]
 
 
 def test_what_is_cut_out_is_where_its_region_would_be() -> None:

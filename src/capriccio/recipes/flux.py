@@ -64,7 +64,7 @@ class Size:
 
 SIZE = Size(heads=4, double=2, single=6)
 UNHEARD = 0.5  # of the sentences reach the transformer by their words alone, without CLIP's pooled text
-SHARES = {"scenes": 0.47, "pairs": 0.5, "grids": 0.03}
+SHARES = {"scenes": 0.6, "pairs": 0.37, "grids": 0.03}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 
 
@@ -196,9 +196,10 @@ class FluxTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = TOKEN
-    levels: ClassVar = Levels(scenes=0.4, panels=1.0, deviation=1.2)
-    cut = 0.1
-    crowded = 0.5  # whose colour is whose, it learns last
+    levels: ClassVar = Levels(scenes=0.8, panels=1.0)
+    cut = 0.05
+    patterned = 0.85  # a lattice is learned from many pictures of lattices
+    crowded = 0.35  # whose colour is whose, it learns last
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder, whose transformer goes on
@@ -229,6 +230,11 @@ class FluxTask(GalleryTask):
         """CLIP's pooled text (B, 192), not learned."""
         with torch.no_grad():
             return self.clip.to(ids.device)(ids).pooler_output
+
+    @property
+    def mapped(self) -> float:
+        """What the part map counts: little where a FLUX goes on, for the head that reads it begins anew."""
+        return 0.4 if self.start is None else 0.05
 
     @cached_property
     def silence(self) -> Tensor:
@@ -262,7 +268,7 @@ class FluxTask(GalleryTask):
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         shown = "cuttings" if "corner" in batch else "scenes" if len(grid) == SCENE else "panels"
         things = thing_error(painted, self.wanted(velocity, noisy, sigma, batch), batch["parts"], batch["inks"])
-        return things + 0.4 * shapes, {shown: flow, "things": things, "map": shapes}
+        return things + self.mapped * shapes, {shown: flow, "things": things, "map": shapes}
 
     @cached_property
     def school(self) -> Teacher | None:

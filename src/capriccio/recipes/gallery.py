@@ -20,7 +20,7 @@ from torch import Tensor
 
 from capriccio import assets
 from capriccio.training.hands import spare_hands, spread
-from capriccio.world.graph import SceneGraph
+from capriccio.world.graph import Panels, SceneGraph
 from capriccio.world.whole import Picture, depict, from_dict, sample_picture, sample_sheet, to_dict
 
 SHARD = 256
@@ -77,6 +77,11 @@ class Pictures:
         """Which pictures are scenes of several things or people, (N,) boolean."""
         return np.array([isinstance(graph, SceneGraph) and len(graph.cast) > 1 for graph in self.graphs])
 
+    @cached_property
+    def patterned(self) -> np.ndarray:
+        """Which pictures show a shaded thing that is not plain, (N,) boolean."""
+        return np.array([_shows_pattern(graph) for graph in self.graphs])
+
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Pictures (len(rows), 3, H, W) in [-1, 1]."""
         return torch.from_numpy(_rows_of(self.shards, rows)).float() / 127.5 - 1
@@ -84,6 +89,14 @@ class Pictures:
     def masks(self, rows: np.ndarray) -> Tensor:
         """The visible pixels of the subject of panels, (len(rows), H, W) boolean."""
         return torch.from_numpy(np.unpackbits(_rows_of(self.subjects, rows), axis=-1)).bool()
+
+
+def _shows_pattern(graph: Picture) -> bool:
+    """Of panels the first tells, since all show one subject in one style."""
+    scene = graph.scenes[0] if isinstance(graph, Panels) else graph
+    if not isinstance(scene, SceneGraph) or scene.style != "shaded":
+        return False
+    return any(thing.identity.pattern != "plain" for thing in scene.things)
 
 
 def _rows_of(shards: list[np.ndarray], rows: np.ndarray) -> np.ndarray:

@@ -129,6 +129,7 @@ class GalleryTask(Visitor):
         token: Pixels a side of one token of the part map.
         cut: Which share of the batches are cuttings of scenes.
         crowded: Which share of the scenes show several things.
+        patterned: Which share of the batches show nothing but pictures with a pattern to learn from.
         partly: Which share of the sentences on several things tell of one of them alone, as people's often do.
     """
 
@@ -137,6 +138,7 @@ class GalleryTask(Visitor):
     token: ClassVar[int]
     cut: ClassVar[float] = 0.0
     crowded: ClassVar[float] = CROWDED
+    patterned: ClassVar[float] = 0.0
     partly: ClassVar[float] = 0.0
 
     @cached_property
@@ -172,9 +174,12 @@ class GalleryTask(Visitor):
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows of a wing, so many of them with several things that a model learns whose words are whose."""
-        crowded, alone = np.flatnonzero(pictures.crowded), np.flatnonzero(~pictures.crowded)
+        shown = np.ones(len(pictures), dtype=bool)
+        if self.patterned and pictures.patterned.any() and rng.random() < self.patterned:
+            shown = pictures.patterned
+        crowded, alone = np.flatnonzero(shown & pictures.crowded), np.flatnonzero(shown & ~pictures.crowded)
         if not len(crowded) or not len(alone):
-            return rng.integers(0, len(pictures), count)
+            return rng.choice(np.flatnonzero(shown), count)
         return np.where(rng.random(count) < self.crowded, rng.choice(crowded, count), rng.choice(alone, count))
 
     def told_of(self, graph: Picture, rng: np.random.Generator) -> Picture:

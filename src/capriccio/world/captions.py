@@ -155,7 +155,7 @@ def caption(scene: SceneGraph, rng: np.random.Generator, detail: Detail = "full"
 
 
 def sample_caption(scene: SceneGraph, rng: np.random.Generator) -> str:
-    """Draw a caption to learn from: 70 % full, 15 % brief, 15 % by kind alone; some leave open who stands where."""
+    """Draw a caption to learn from: 85 % full, 8 % brief, 7 % by kind alone; some leave open who stands where."""
     detail = sample_detail(rng)
     return caption(scene, rng, detail, placed=len(scene.cast) == 1 or rng.random() >= _OPEN)
 

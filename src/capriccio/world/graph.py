@@ -49,6 +49,10 @@ FEET: dict[str, float] = {
 }  # fmt: skip
 
 _SIDES = {1: (0.47, 0.70), 2: (0.375, 0.455), 3: (0.31, 0.36), 4: (0.29, 0.33)}
+_PITCHES = (20, 23)
+_TILT = 0.13
+"""Reach of pitches and angles. A pattern starts in the middle of its thing, and so narrow a reach keeps it in step out
+to the outline: the word says what is where. From 20 to 30 px and a tilt of 0.9 the words told a fifth of it."""
 _HELD_OUT_ONE_IN = 8
 _SHADED_SHARE = 0.75
 _ACCESSORY_SHARE = 0.25
@@ -160,7 +164,7 @@ def sample_identity(
         if split_of(chosen, main, accent, pattern) == split:
             break
     shape = tuple(round(float(value), 4) for value in rng.uniform(-1, 1, 6))
-    return Identity(chosen, main, accent, pattern, shape, _uniform(rng, 20, 30), _uniform(rng, -0.9, 0.9))
+    return Identity(chosen, main, accent, pattern, shape, _uniform(rng, *_PITCHES), _uniform(rng, -_TILT, _TILT))
 
 
 def sample_backdrop(rng: np.random.Generator, kind: str | None = None) -> Backdrop:

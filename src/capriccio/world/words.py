@@ -31,7 +31,7 @@ MARKS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def sample_detail(rng: np.random.Generator, shares: tuple[float, float, float] = (0.70, 0.15, 0.15)) -> Detail:
+def sample_detail(rng: np.random.Generator, shares: tuple[float, float, float] = (0.85, 0.08, 0.07)) -> Detail:
     """Draw how much a caption tells; ``shares`` are those of full, brief and bare ones."""
     details: tuple[Detail, ...] = ("full", "brief", "kind")
     return details[int(rng.choice(3, p=shares))]
