@@ -599,6 +599,9 @@ def test_flux_meets_patterns_as_often_as_it_says(tmp_path: Path) -> None:
     sheet = sample_panels(rng, style="shaded")
     paired = gallery.Pictures(*(np.zeros(1) for _ in range(3)), graphs=[sheet], shards=[], subjects=[])
     assert paired.patterned.tolist() == [sheet.scenes[0].things[0].identity.pattern != "plain"]
+    others = [sample_people(rng, style="neon"), sample_view(rng)]
+    whole = gallery.Pictures(*(np.zeros(2) for _ in range(3)), graphs=others, shards=[], subjects=[])
+    assert whole.patterned.all()  # who has people or solids to learn meets them as often
 
 
 def test_what_is_cut_out_is_where_its_region_would_be() -> None:

@@ -79,7 +79,7 @@ class Pictures:
 
     @cached_property
     def patterned(self) -> np.ndarray:
-        """Which pictures show a shaded thing that is not plain, (N,) boolean."""
+        """Which pictures are no waste where patterns are learned: not plain or in a style, or not of things, (N,)."""
         return np.array([_shows_pattern(graph) for graph in self.graphs])
 
     def pixels(self, rows: np.ndarray) -> Tensor:
@@ -92,11 +92,11 @@ class Pictures:
 
 
 def _shows_pattern(graph: Picture) -> bool:
-    """Of panels the first tells, since all show one subject in one style."""
+    """Of panels the first tells, since all show one subject in one style; people and solids always count."""
     scene = graph.scenes[0] if isinstance(graph, Panels) else graph
-    if not isinstance(scene, SceneGraph) or scene.style != "shaded":
-        return False
-    return any(thing.identity.pattern != "plain" for thing in scene.things)
+    if not isinstance(scene, SceneGraph) or scene.people:
+        return True
+    return scene.style == "shaded" and any(thing.identity.pattern != "plain" for thing in scene.things)
 
 
 def _rows_of(shards: list[np.ndarray], rows: np.ndarray) -> np.ndarray:

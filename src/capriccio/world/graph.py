@@ -52,7 +52,7 @@ _SIDES = {1: (0.47, 0.70), 2: (0.375, 0.455), 3: (0.31, 0.36), 4: (0.29, 0.33)}
 _PITCHES = (20, 23)
 _TILT = 0.13
 """Reach of pitches and angles. A pattern starts in the middle of its thing, and so narrow a reach keeps it in step out
-to the outline: the word says what is where. From 20 to 30 px and a tilt of 0.9 the words told a fifth of it."""
+to the outline: the word says what is where. From 20 to 30 px and a tilt of 0.9 the words told a third of it at most."""
 _HELD_OUT_ONE_IN = 8
 _SHADED_SHARE = 0.75
 _ACCESSORY_SHARE = 0.25
