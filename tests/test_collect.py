@@ -188,7 +188,7 @@ def test_limits_that_nothing_meets_get_a_sentence() -> None:
 
 def test_the_worlds_stages_find_what_is_true(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
-    graphs = [sample_scene(rng, subjects=subjects, split="test") for subjects in (1, 1, 1, 1, 1, 1, 2, 2)]
+    graphs = [sample_scene(rng, subjects=subjects, split="test") for subjects in (1,) * 18 + (2,) * 4]
     cases = []
     for number, graph in enumerate(graphs):
         drawing = draw([graph])

@@ -432,7 +432,7 @@ def test_the_union_starts_neutral_learns_alone_and_saves(tmp_path: Path, base: P
     task = prepared(control.UnionTask(tmp_path, start=base))
     for value in task.transformer.parameters():  # as if it had learned: its output is no longer zero
         value.add_(torch.randn_like(value) * 0.05)
-    batches = [task.batch(np.random.default_rng(seed)) for seed in range(24)]
+    batches = [task.batch(np.random.default_rng(seed)) for seed in range(48)]
     assert {int(mode) for batch in batches for mode in batch["mode"].unique()} == set(range(len(control.CONTROLS)))
     assert all(len(batch["mode"].unique()) == 1 for batch in batches)
     assert batches[0]["control"].shape == (2, 3, 128, 128)
