@@ -64,7 +64,7 @@ class Size:
 
 SIZE = Size(heads=4, double=2, single=6)
 UNHEARD = 0.5  # of the sentences reach the transformer by their words alone, without CLIP's pooled text
-SHARES = {"scenes": 0.6, "pairs": 0.37, "grids": 0.03}
+SHARES = {"scenes": 0.6, "pairs": 0.36, "grids": 0.04}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 
 
@@ -198,8 +198,8 @@ class FluxTask(GalleryTask):
     token = TOKEN
     levels: ClassVar = Levels(scenes=0.8, panels=1.0)
     cut = 0.05
-    patterned = 0.85  # a lattice is learned from many pictures of lattices
-    crowded = 0.35  # whose colour is whose, it learns last
+    patterned = 0.92  # a lattice is learned from many pictures of lattices
+    crowded = 0.25  # whose colour is whose, it learns last
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder, whose transformer goes on
