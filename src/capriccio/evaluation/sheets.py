@@ -149,11 +149,18 @@ def _squares(looks: Tensor, words: Sequence[str], side: int = 14) -> Image.Image
     return picture
 
 
-def paintings(name: str, rows: int = 3, panels: bool = True) -> Image.Image:
-    """Held-out sentences painted by the miniature ``name``: scenes, and a row of panels with one subject twice."""
+def paintings(name: str, met: str = "objects", rows: int = 3, panels: bool = True) -> Image.Image:
+    """Held-out sentences painted by the miniature ``name``: scenes, and a row of panels with one subject twice.
+
+    Args:
+        name: Of the miniature.
+        met: What it has learned to paint, one of ``world.whole.CONTENTS``: the sheet asks for nothing else.
+        rows: Of scenes.
+        panels: Whether there is a row of panels.
+    """
     rng = np.random.default_rng(14)
-    alone = [describe(picture, rng, "full") for picture in held_out(rows)]
-    pairs = [describe(sample_sheet(rng, split="test"), rng) for _ in range(COLUMNS // 2 if panels else 0)]
+    alone = [describe(picture, rng, "full") for picture in held_out(rows, (met,) * COLUMNS)]
+    pairs = [describe(sample_sheet(rng, split="test", content=met), rng) for _ in range(COLUMNS // 2 if panels else 0)]
     asked = [Scene(text, seed=seed) for seed, text in enumerate(alone)]
     asked += [Scene(text, seed=seed, width=256, height=128) for seed, text in enumerate(pairs)]
     painted = [painting.images[0] for painting in Studio.open(name).paint_all(asked)]

@@ -95,11 +95,13 @@ def people_reader(count: int = 384, pairs: int = 192) -> list[Row]:
 
 
 def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
-    """Kind and main colour right, one subject; ``model`` is what the row is named after."""
+    """Kind and main colour right, one subject, and its pattern; ``model`` is what the rows are named after."""
     graphs = scenes(count, seed=1)
-    pictures = paint(studio, captions_of(graphs), told=told)
+    pixels = to_pixels(paint(studio, captions_of(graphs), told=told))
+    patterns = [graph.things[0].identity.pattern for graph in graphs]
     return [
-        Row(f"{model}_one_subject", _rate(subjects_right(graphs, to_pixels(pictures))), 0.85, 0.98),
+        Row(f"{model}_one_subject", _rate(subjects_right(graphs, pixels)), 0.85, 0.98),
+        Row(f"{model}_pattern", _agreement(read(pixels).pattern, patterns), 0.85, 0.98),
         Row("oracle_one_subject", _rate(subjects_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
     ]
 
