@@ -72,7 +72,7 @@ from capriccio.training.trainer import Schedule
 from capriccio.world.captions import NOUNS, caption
 from capriccio.world.casting import sample_people
 from capriccio.world.draw import NUM_PARTS, draw
-from capriccio.world.graph import sample_panels, sample_scene
+from capriccio.world.graph import PATTERNS, sample_panels, sample_scene
 from capriccio.world.people import top_of
 from capriccio.world.tokenizers import clip_tokenizer
 from capriccio.world.views import sample_view
@@ -591,14 +591,18 @@ def test_flux_meets_patterns_as_often_as_it_says(tmp_path: Path) -> None:
     patterned = [
         graph.style == "shaded" and any(thing.identity.pattern != "plain" for thing in graph.things) for graph in drawn
     ]
-    assert pictures.patterned.tolist() == patterned
-    batches = [pictures.patterned[task.choose(pictures, 8, rng)] for _ in range(400)]
-    assert np.mean([batch.all() for batch in batches]) == pytest.approx(task.patterned, abs=0.06)
+    assert (pictures.patterned > 0).tolist() == patterned
+    rows = [task.choose(pictures, 8, rng) for _ in range(400)]
+    assert np.mean([pictures.patterned[batch].all() for batch in rows]) == pytest.approx(task.patterned, abs=0.06)
+    times, single = np.bincount(np.concatenate(rows), minlength=80), ~pictures.crowded
+    rates = [times[single & (pictures.patterned == gallery.PATTERN_WORTH[name])].mean() for name in PATTERNS[1:]]
+    assert rates[2] / rates[0] == pytest.approx(3, rel=0.25)
+    assert rates[1] / rates[0] == pytest.approx(3, rel=0.25)
     none = gallery.Pictures(*(np.zeros(40) for _ in range(3)), graphs=drawn[1::2], shards=[], subjects=[])
-    assert len(set(task.choose(none, 400, rng))) == 40  # where nothing has a pattern, everything is a lesson
+    assert len(set(task.choose(none, 2000, rng))) == 40  # where nothing has a pattern, everything is a lesson
     sheet = sample_panels(rng, style="shaded")
     paired = gallery.Pictures(*(np.zeros(1) for _ in range(3)), graphs=[sheet], shards=[], subjects=[])
-    assert paired.patterned.tolist() == [sheet.scenes[0].things[0].identity.pattern != "plain"]
+    assert paired.patterned.tolist() == [gallery.PATTERN_WORTH[sheet.scenes[0].things[0].identity.pattern]]
     others = [sample_people(rng, style="neon"), sample_view(rng)]
     whole = gallery.Pictures(*(np.zeros(2) for _ in range(3)), graphs=others, shards=[], subjects=[])
     assert whole.patterned.all()  # who has people or solids to learn meets them as often

@@ -49,6 +49,10 @@ WINGS = {
 }
 
 
+PATTERN_WORTH = {"plain": 0.0, "striped": 1.0, "dotted": 3.0, "checkered": 3.0}
+"""How often each pattern is shown where patterns are learned: what keeps step along one axis alone comes by itself."""
+
+
 @dataclass
 class Pictures:
     """Pictures of one wing and their truth.
@@ -79,8 +83,8 @@ class Pictures:
 
     @cached_property
     def patterned(self) -> np.ndarray:
-        """Which pictures are no waste where patterns are learned: not plain or in a style, or not of things, (N,)."""
-        return np.array([_shows_pattern(graph) for graph in self.graphs])
+        """How often each picture is worth showing where patterns are learned, (N,); zero where there is none."""
+        return np.array([_pattern_worth(graph) for graph in self.graphs])
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Pictures (len(rows), 3, H, W) in [-1, 1]."""
@@ -91,12 +95,12 @@ class Pictures:
         return torch.from_numpy(np.unpackbits(_rows_of(self.subjects, rows), axis=-1)).bool()
 
 
-def _shows_pattern(graph: Picture) -> bool:
-    """Of panels the first tells, since all show one subject in one style; people and solids always count."""
+def _pattern_worth(graph: Picture) -> float:
+    """Of panels the first tells, since all show one subject in one style; people and solids count like a mean thing."""
     scene = graph.scenes[0] if isinstance(graph, Panels) else graph
     if not isinstance(scene, SceneGraph) or scene.people:
-        return True
-    return scene.style == "shaded" and any(thing.identity.pattern != "plain" for thing in scene.things)
+        return sum(PATTERN_WORTH.values()) / len(PATTERN_WORTH)
+    return max(PATTERN_WORTH[thing.identity.pattern] for thing in scene.things) if scene.style == "shaded" else 0.0
 
 
 def _rows_of(shards: list[np.ndarray], rows: np.ndarray) -> np.ndarray:

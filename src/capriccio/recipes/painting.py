@@ -174,13 +174,13 @@ class GalleryTask(Visitor):
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows of a wing, so many of them with several things that a model learns whose words are whose."""
-        shown = np.ones(len(pictures), dtype=bool)
+        worth = np.ones(len(pictures))
         if self.patterned and pictures.patterned.any() and rng.random() < self.patterned:
-            shown = pictures.patterned
-        crowded, alone = np.flatnonzero(shown & pictures.crowded), np.flatnonzero(shown & ~pictures.crowded)
-        if not len(crowded) or not len(alone):
-            return rng.choice(np.flatnonzero(shown), count)
-        return np.where(rng.random(count) < self.crowded, rng.choice(crowded, count), rng.choice(alone, count))
+            worth = pictures.patterned
+        crowded, alone = worth * pictures.crowded, worth * ~pictures.crowded
+        if not crowded.any() or not alone.any():
+            return _draw(rng, worth, count)
+        return np.where(rng.random(count) < self.crowded, _draw(rng, crowded, count), _draw(rng, alone, count))
 
     def told_of(self, graph: Picture, rng: np.random.Generator) -> Picture:
         """What of a picture its sentence tells: all of it, or one of several things."""
@@ -210,6 +210,11 @@ class GalleryTask(Visitor):
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """What a fine-tune needs beside latents and words; nothing here."""
         return {}
+
+
+def _draw(rng: np.random.Generator, worth: np.ndarray, count: int) -> np.ndarray:
+    """Rows, each as often as it is worth among all."""
+    return rng.choice(len(worth), count, p=worth / worth.sum())
 
 
 def save_halved(pipe: DiffusionPipeline, folder: Path, largest: str = LARGEST) -> None:
