@@ -22,6 +22,7 @@ from capriccio.recipes.reader import (
     identity_loss,
     look,
     maps,
+    overlap_loss,
     soften,
     truth,
     with_identity,
@@ -119,6 +120,27 @@ def test_softened_pictures_are_near_the_originals(scenes: list) -> None:
     softened = soften(pixels, np.random.default_rng(0))
     assert 0.001 < (softened - pixels).abs().mean() < 0.15
     assert softened.abs().max() <= 1
+
+
+def test_the_overlap_of_masks_costs_nothing_if_whole_and_one_if_none() -> None:
+    shares = torch.zeros(1, 2, 8, 8)
+    shares[:, :, :4] = 1
+    right, wrong = 60 * (shares - 0.5), 60 * (0.5 - shares)
+    assert overlap_loss(right, shares) < 1e-6
+    assert overlap_loss(wrong, shares) > 1 - 1e-6
+    assert torch.isclose(overlap_loss(torch.cat([right, wrong]), shares.repeat(2, 1, 1, 1)), torch.tensor(0.5))
+
+
+def test_a_small_mask_counts_as_much_as_a_large_one_and_what_is_not_shown_nothing() -> None:
+    shares = torch.zeros(1, 3, 16, 16)
+    shares[:, 0, :12], shares[:, 1, 0, 0] = 1, 1
+    logits = 60 * (shares - 0.5)
+    missed = [logits.index_fill(1, torch.tensor([look]), -30.0) for look in range(3)]
+    small, large = overlap_loss(missed[1], shares), overlap_loss(missed[0], shares)
+    assert torch.isclose(small, large)
+    assert torch.isclose(large, torch.tensor(0.5))
+    assert overlap_loss(logits.index_fill(1, torch.tensor([2]), 30.0), shares) < 1e-6
+    assert overlap_loss(logits, torch.zeros_like(shares)) == 0
 
 
 def test_the_identity_loss_prefers_views_together_and_rivals_apart() -> None:

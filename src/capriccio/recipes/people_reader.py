@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capriccio.modules.people_reader import FACE, LOWER, SIGHT, TOP, PeopleReader
@@ -26,6 +27,7 @@ from capriccio.recipes.reader import (
     cell_shares,
     indices,
     look,
+    overlap_loss,
     same_member_rate,
     shaken,
     soften,
@@ -191,6 +193,10 @@ class PeopleReaderTask(ReaderTask):
             "box": torch.stack([shaken(bounds(mask > 0.5), rng) for mask in masks.unbind(1)], dim=1),
             **taken,
         }
+
+    def mask_loss(self, logits: Tensor, shares: Tensor) -> Tensor:
+        """Four looks are only as good as the masks that lead them, and the legs' is seldom shown: masks weigh much."""
+        return 8 * F.binary_cross_entropy_with_logits(logits, shares) + 2 * overlap_loss(logits, shares)
 
     def family(self, rng: np.random.Generator) -> list[SceneGraph]:
         """A held-out family on which identity is measured, in all views; its rival is no twin."""

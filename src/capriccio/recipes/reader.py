@@ -158,6 +158,20 @@ def cell_loss(logits: Tensor, shares: Tensor) -> Tensor:
     return -(logits.log_softmax(1) * shares).sum() / shares.sum().clamp_min(1)
 
 
+def overlap_loss(logits: Tensor, shares: Tensor) -> Tensor:
+    """One less the overlap of masks (Dice, Milletari et al. 2016, section 3, of plain sums), over those that are shown.
+
+    A small part counts as much as a large one, and a part that is seldom seen as one that always is.
+
+    Args:
+        logits: (B, ..., h, w).
+        shares: How much of each cell is filled, in [0, 1], the same shape.
+    """
+    said, shown = logits.sigmoid(), shares.amax((-2, -1)) > 0.5
+    common, all_told = (said * shares).sum((-2, -1)), (said + shares).sum((-2, -1))
+    return ((1 - 2 * common / all_told) * shown).sum() / shown.sum().clamp_min(1)
+
+
 def identity_loss(embeddings: Tensor, members: Tensor) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, Eq. 2): views of one member attract, all others repel.
 
@@ -227,12 +241,16 @@ class ReaderTask:
     def loss(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         said = {name: value.float() for name, value in model(batch["pixels"], batch["box"]).items()}
         named = {name: name_loss(said[name], batch[name]) for name in self.weights}
-        mask = F.binary_cross_entropy_with_logits(said["mask"], batch["mask"])
+        masks = self.mask_loss(said["mask"], batch["mask"])
         inks = cell_loss(said["inks"], batch["inks"])
         who = identity_loss(said["identity"], batch["member"])
         names = torch.stack([weight * named[name] for name, weight in self.weights.items()]).sum()
-        cells = 2 * mask + inks
+        cells = masks + inks
         return names + cells + 0.5 * who, {**named, "cells": cells, "identity": who}
+
+    def mask_loss(self, logits: Tensor, shares: Tensor) -> Tensor:
+        """What masks cost, for logits and shares of the same shape."""
+        return 2 * F.binary_cross_entropy_with_logits(logits, shares)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
