@@ -70,7 +70,7 @@ from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.captions import NOUNS, caption
-from capriccio.world.casting import sample_people
+from capriccio.world.casting import sample_people, sample_people_panels
 from capriccio.world.draw import NUM_PARTS, draw
 from capriccio.world.graph import PATTERNS, sample_panels, sample_scene
 from capriccio.world.people import top_of
@@ -576,11 +576,11 @@ def test_painters_meet_several_things_as_often_as_it_says(tmp_path: Path) -> Non
     scenes = [sample_scene(rng, subjects) for subjects in (1, 1, 1, 1, 2, 3)]
     task = sd.SDTask(tmp_path)
     pictures = gallery.Pictures(*(np.zeros(6) for _ in range(3)), graphs=scenes, shards=[], subjects=[])
-    rows = task.choose(pictures, 2000, rng)
+    rows = np.concatenate([task.choose(pictures, 100, rng) for _ in range(40)])
     assert pictures.crowded[rows].mean() == pytest.approx(painting.CROWDED, abs=0.05)
     assert set(rows) == set(range(6))
     alone = gallery.Pictures(*(np.zeros(4) for _ in range(3)), graphs=scenes[:4], shards=[], subjects=[])
-    assert set(task.choose(alone, 200, rng)) == set(range(4))
+    assert {row for _ in range(20) for row in task.choose(alone, 10, rng)} == set(range(4))
 
 
 def test_flux_meets_patterns_as_often_as_it_says(tmp_path: Path) -> None:
@@ -606,6 +606,21 @@ def test_flux_meets_patterns_as_often_as_it_says(tmp_path: Path) -> None:
     others = [sample_people(rng, style="neon"), sample_view(rng)]
     whole = gallery.Pictures(*(np.zeros(2) for _ in range(3)), graphs=others, shards=[], subjects=[])
     assert whole.patterned.all()  # who has people or solids to learn meets them as often
+
+
+def test_stable_diffusion_meets_people_as_often_as_it_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    people = [*(sample_people(rng) for _ in range(3)), sample_people(rng, 2), sample_people_panels(rng)]
+    things = [sample_scene(rng, subjects, style="shaded") for subjects in (1, 2, 3) for _ in range(5)]
+    pictures = gallery.Pictures(*(np.zeros(20) for _ in range(3)), graphs=people + things, shards=[], subjects=[])
+    assert np.flatnonzero(pictures.peopled).tolist() == [0, 1, 2, 3, 4]
+    task = sd.SDTask(tmp_path)
+    rows = [task.choose(pictures, 8, rng) for _ in range(400)]
+    lessons = [batch for batch in rows if pictures.peopled[batch].all()]
+    assert len(lessons) / 400 == pytest.approx(task.peopled, abs=0.08)
+    assert pictures.crowded[np.concatenate(lessons)].mean() == pytest.approx(1 / 5, abs=0.05)  # as they were drawn
+    none = gallery.Pictures(*(np.zeros(15) for _ in range(3)), graphs=things, shards=[], subjects=[])
+    assert {row for _ in range(40) for row in task.choose(none, 20, rng)} == set(range(15))
 
 
 def test_what_is_cut_out_is_where_its_region_would_be() -> None:

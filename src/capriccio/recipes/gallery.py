@@ -21,6 +21,7 @@ from torch import Tensor
 from capriccio import assets
 from capriccio.training.hands import spare_hands, spread
 from capriccio.world.graph import Panels, SceneGraph
+from capriccio.world.views import View
 from capriccio.world.whole import Picture, depict, from_dict, sample_picture, sample_sheet, to_dict
 
 SHARD = 256
@@ -82,6 +83,12 @@ class Pictures:
         return np.array([isinstance(graph, SceneGraph) and len(graph.cast) > 1 for graph in self.graphs])
 
     @cached_property
+    def peopled(self) -> np.ndarray:
+        """Which pictures show people, (N,) boolean."""
+        firsts = (_first_scene(graph) for graph in self.graphs)
+        return np.array([isinstance(scene, SceneGraph) and bool(scene.people) for scene in firsts])
+
+    @cached_property
     def patterned(self) -> np.ndarray:
         """How often each picture is worth showing where patterns are learned, (N,); zero where there is none."""
         return np.array([_pattern_worth(graph) for graph in self.graphs])
@@ -95,9 +102,14 @@ class Pictures:
         return torch.from_numpy(np.unpackbits(_rows_of(self.subjects, rows), axis=-1)).bool()
 
 
+def _first_scene(graph: Picture) -> SceneGraph | View:
+    """Of panels the first tells, since all show one subject in one style."""
+    return graph.scenes[0] if isinstance(graph, Panels) else graph
+
+
 def _pattern_worth(graph: Picture) -> float:
-    """Of panels the first tells, since all show one subject in one style; people and solids count like a mean thing."""
-    scene = graph.scenes[0] if isinstance(graph, Panels) else graph
+    """People and solids count like a mean thing."""
+    scene = _first_scene(graph)
     if not isinstance(scene, SceneGraph) or scene.people:
         return sum(PATTERN_WORTH.values()) / len(PATTERN_WORTH)
     return max(PATTERN_WORTH[thing.identity.pattern] for thing in scene.things) if scene.style == "shaded" else 0.0

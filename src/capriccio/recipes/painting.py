@@ -33,7 +33,6 @@ SHOWN = 3.0  # what a cell of the part map counts that shows a thing
 DRAWN = 2.0  # what a token counts that shows a thing, where a model is told to look at things
 DETAILED = 3.0  # what a token counts beyond that for its cells that show another ink than most: patterns and outlines
 CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
-CUT = 0.3  # of the batches are cuttings, where a model learns from them
 PARTLY = 0.12  # of the sentences on several things tell of one of them alone, where a model learns from such
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
@@ -64,20 +63,23 @@ def detail_share(inks: Tensor) -> Tensor:
     return (inks != most).float().mean(-1)
 
 
-def thing_error(painted: Tensor, wanted: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
-    """Squared error of tokens, in which one that shows a thing all over counts ``DRAWN`` times, and details more.
+def thing_weights(parts: Tensor, inks: Tensor) -> Tensor:
+    """What each token's error counts, (B, tokens), 1 on average: a thing ``DRAWN`` times, and details more.
 
-    What a thing looks like is most of what words say, and a transformer that may choose learns its backdrops first,
-    and of things their colours before their patterns and outlines.
+    What a thing looks like is most of what words say, and a painter that may choose learns its backdrops first, and of
+    things their colours before their patterns and outlines.
 
     Args:
-        painted: (B, tokens, C).
-        wanted: (B, tokens, C).
         parts: (B, tokens, cells); 0 is the backdrop.
         inks: (B, tokens, cells).
     """
     weights = 1.0 + (DRAWN - 1.0) * thing_share(parts) + DETAILED * detail_share(inks)
-    return (weights * (painted.float() - wanted).square().mean(-1)).sum() / weights.sum()
+    return weights / weights.mean()
+
+
+def thing_error(painted: Tensor, wanted: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
+    """Squared error of tokens (B, tokens, C), each by what it counts (``thing_weights``)."""
+    return (thing_weights(parts, inks) * (painted.float() - wanted).square().mean(-1)).mean()
 
 
 def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
@@ -129,7 +131,8 @@ class GalleryTask(Visitor):
         token: Pixels a side of one token of the part map.
         cut: Which share of the batches are cuttings of scenes.
         crowded: Which share of the scenes show several things.
-        patterned: Which share of the batches show nothing but pictures with a pattern to learn from.
+        peopled: Which share of the batches show nothing but people, as many together as the world draws them.
+        patterned: Which share of the others show nothing but pictures with a pattern to learn from.
         partly: Which share of the sentences on several things tell of one of them alone, as people's often do.
     """
 
@@ -138,6 +141,7 @@ class GalleryTask(Visitor):
     token: ClassVar[int]
     cut: ClassVar[float] = 0.0
     crowded: ClassVar[float] = CROWDED
+    peopled: ClassVar[float] = 0.0
     patterned: ClassVar[float] = 0.0
     partly: ClassVar[float] = 0.0
 
@@ -174,6 +178,8 @@ class GalleryTask(Visitor):
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows of a wing, so many of them with several things that a model learns whose words are whose."""
+        if self.peopled and pictures.peopled.any() and rng.random() < self.peopled:
+            return _draw(rng, pictures.peopled, count)
         worth = np.ones(len(pictures))
         if self.patterned and pictures.patterned.any() and rng.random() < self.patterned:
             worth = pictures.patterned

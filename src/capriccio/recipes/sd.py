@@ -29,7 +29,6 @@ from capriccio.recipes.diffusion import noised, seen
 from capriccio.recipes.gallery import CELL, Pictures, Wing
 from capriccio.recipes.masks import hole
 from capriccio.recipes.painting import (
-    CUT,
     FACTOR,
     INKS,
     LATENTS,
@@ -40,6 +39,7 @@ from capriccio.recipes.painting import (
     kinds_shown,
     map_loss,
     save_halved,
+    thing_weights,
 )
 from capriccio.recipes.vae import plain_vae
 from capriccio.studio import Studio
@@ -138,7 +138,9 @@ class SDTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = FACTOR
-    cut = CUT
+    cut = 0.15  # of things alone, which it has learned
+    peopled = 0.5  # whose words are many, and each of a small place
+    patterned = 0.4
     partly = PARTLY
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
@@ -183,11 +185,13 @@ class SDTask(GalleryTask):
         noisy, noise, times = self.noised(batch, rng)
         painted, logits = model(self.seen(noisy, batch), times, self.text(batch["clip_ids"]))
         weights = self.weights.to(times.device)[times]
-        error = (weights * (painted.float() - noise).square().flatten(1).mean(dim=1)).mean()
+        squares = (painted.float() - noise).square().mean(1).flatten(1)  # (B, tokens)
+        error = (weights * squares.mean(1)).mean()
+        things = (weights * (thing_weights(batch["parts"], batch["inks"]) * squares).mean(1)).mean()
         shapes = map_loss(logits, batch["parts"], batch["inks"])
         wide = noisy.shape[-1] > 16
         shown = "cuttings" if "corner" in batch else "panels" if wide else "scenes"
-        return error + 0.4 * shapes, {shown: error, "map": shapes}
+        return things + 0.4 * shapes, {shown: error, "things": things, "map": shapes}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_halved(pipeline(model.unet, self.vae, self.clip), folder)
