@@ -165,8 +165,7 @@ class SDTask(GalleryTask):
         return Painter(new_unet(SIZE))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        gently = 1.0 if self.start is None else 0.5  # what goes on has its shapes already
-        return muon_and_adamw(model, is_muons, muon_lr=gently * 2e-3, adamw_lr=gently * 1.2e-3)
+        return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=1.2e-3)
 
     def text(self, ids: Tensor) -> Tensor:
         """CLIP's states (B, 77, 192) of word ids, not learned."""
