@@ -275,4 +275,4 @@ def test_the_trained_reader_knows_people() -> None:
             for seen, true in zip(getattr(reading, name), answers[name], strict=True)
             if true != IGNORED
         ]
-        assert np.mean([seen == true for seen, true in judged]) > 0.75  # top colours, the hardest: 0.81 of 96
+        assert np.mean([seen == true for seen, true in judged]) > 0.93  # 0.98 to 1.00 of 48, in three draws

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -105,15 +105,19 @@ def people_readings(rows: int = 2) -> Image.Image:
     rng = np.random.default_rng(16)
     pixels = depict([sample_people(rng, split="test", style="shaded") for _ in range(rows * COLUMNS)]).pixels
     seen = read_people(pixels)
-    labels = [
-        f"{mood} {kind}, {skin} skin, {hair} {colour} hair, {glasses} glasses, {beard} beard, {pose}; "
-        f"{cloth} {pattern} {top}, {under} {lower}"
-        for mood, kind, skin, hair, colour, glasses, beard, pose, cloth, pattern, top, under, lower in zip(
-            seen.expression, seen.kind, seen.skin, seen.hair, seen.hair_colour, seen.glasses, seen.beard, seen.pose,
-            seen.top_colour, seen.top_pattern, seen.top, seen.lower_colour, seen.lower, strict=True,
-        )
-    ]  # fmt: skip
+    labels = [_in_words({name: getattr(seen, name)[row] for name in seen.confidence}) for row in range(len(pixels))]
     return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+
+
+def _in_words(looks: Mapping[str, str]) -> str:
+    """Who is seen and what is worn: without what nobody wears, or what the picture does not show."""
+    hair = "bald" if looks["hair"] == "bald" else f"{looks['hair']} {looks['hair_colour']} hair"
+    words = [f"{looks['expression']} {looks['kind']}", f"{looks['skin']} skin", hair]
+    words += [f"{looks['glasses']} glasses"] * (looks["glasses"] != "none")
+    words += [looks["beard"]] * (looks["beard"] != "none")
+    clothes = [f"{looks['top_colour']} {looks['top_pattern']} {looks['top']}"]
+    clothes += [f"{looks['lower_colour']} {looks['lower']}"] * (looks["view"] == "whole" and looks["lower"] != "none")
+    return f"{', '.join(words)}, {looks['pose']}; {', '.join(clothes)}"
 
 
 def looks_of_words() -> Image.Image:
