@@ -72,7 +72,7 @@ from capriccio.training.trainer import Schedule
 from capriccio.world.captions import NOUNS, caption
 from capriccio.world.casting import sample_people, sample_people_panels
 from capriccio.world.draw import NUM_PARTS, draw
-from capriccio.world.graph import PATTERNS, sample_panels, sample_scene
+from capriccio.world.graph import PATTERNS, SceneGraph, sample_panels, sample_scene
 from capriccio.world.people import top_of
 from capriccio.world.tokenizers import clip_tokenizer
 from capriccio.world.views import sample_view
@@ -888,6 +888,22 @@ def test_vae_task_standardises(monkeypatch: pytest.MonkeyPatch) -> None:
     latents = gallery.encode(model.vae, pictures)
     assert abs(float(latents.mean())) < 1e-4
     assert abs(float(latents.std()) - 1) < 1e-3
+
+
+def test_a_vae_is_tuned_on_people_more_than_the_world_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def remember(rng: np.random.Generator, content: str | None = None) -> SceneGraph:
+        asked.append(content)
+        return sample_scene(rng)
+
+    monkeypatch.setattr(vae, "sample_picture", remember)
+    for task, people in ((vae.VAETask, 0.0), (vae.TuneTask, 0.5)):
+        asked.clear()
+        drawn = vae.draw_mixture(np.random.default_rng(0), 64, task.diet, task.people)
+        assert drawn.shape == (64, 3, 128, 128)
+        assert len(asked) / 64 == pytest.approx(1 - task.diet, abs=0.15)
+        assert asked.count("people") / len(asked) == pytest.approx(people, abs=0.15)
 
 
 def test_a_vae_is_tuned_near_its_latents() -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -113,16 +114,25 @@ def painters_errors(count: int, size: int, rng: torch.Generator) -> Tensor:
     return amount * (share.sqrt() * coarse + (1 - share).sqrt() * white)
 
 
-def draw_mixture(rng: np.random.Generator, count: int, diet: float = 0.3) -> Tensor:
-    """Pictures (count, 3, 128, 128) in [-1, 1]: whatever the world shows, and a share of the broad diet."""
+def draw_mixture(rng: np.random.Generator, count: int, diet: float = 0.3, people: float = 0.0) -> Tensor:
+    """Pictures (count, 3, 128, 128) in [-1, 1]: whatever the world shows, and a share of the broad diet.
+
+    Args:
+        rng: Source of every choice.
+        count: How many pictures.
+        diet: Share of the broad diet.
+        people: Which share of the world's pictures show people for certain; the others show whatever there is.
+    """
     broad = int(rng.binomial(count, diet))
-    parts = [depict([sample_picture(rng) for _ in range(count - broad)]).pixels] if broad < count else []
+    peopled = int(rng.binomial(count - broad, people))
+    contents = ["people"] * peopled + [None] * (count - broad - peopled)
+    parts = [depict([sample_picture(rng, content=content) for content in contents]).pixels] if contents else []
     return torch.cat(parts + ([draw_diet(rng, broad)] if broad else []))
 
 
-def draw_chunk(seed: tuple[int, ...]) -> np.ndarray:
+def draw_chunk(seed: tuple[int, ...], diet: float, people: float) -> np.ndarray:
     """A part of the pool, as bytes (CHUNK, 3, 128, 128)."""
-    pixels = draw_mixture(np.random.default_rng(seed), CHUNK)
+    pixels = draw_mixture(np.random.default_rng(seed), CHUNK, diet, people)
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
@@ -189,6 +199,9 @@ class VAETask:
     budget: str = "cpu"
     rank: int = 0
     processes: int = 1
+    diet: ClassVar[float] = 0.3
+    people: ClassVar[float] = 0.0
+
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=25, warmup=60, decay=0.5, precision="no"))
     name: str = "vae"
 
@@ -203,9 +216,8 @@ class VAETask:
     def pool(self) -> Tensor:
         """Pictures to take crops from, as bytes (N, 3, 128, 128)."""
         seeds = [(self.schedule.seed, self.rank, chunk) for chunk in range(POOL[self.budget] // CHUNK)]
-        return torch.from_numpy(
-            np.concatenate(list(spread(draw_chunk, seeds, spare_hands(self.budget, self.processes))))
-        )
+        draw = partial(draw_chunk, diet=self.diet, people=self.people)
+        return torch.from_numpy(np.concatenate(list(spread(draw, seeds, spare_hands(self.budget, self.processes)))))
 
     def batch(self, rng: np.random.Generator) -> Batch:
         count, size = (64, 128) if self.budget == "gpu" else (8, 64)
@@ -234,6 +246,9 @@ class VAETask:
 @dataclass
 class TuneTask(VAETask):
     """Go on with a finished autoencoder, the committed one by default, near whose latents it stays."""
+
+    diet = 0.15
+    people = 0.5  # small faces and patterns in folds are what it draws worst
 
     start: Path | None = None
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=30, warmup=60, decay=0.7, seed=4))
