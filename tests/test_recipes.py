@@ -610,15 +610,17 @@ def test_flux_meets_patterns_as_often_as_it_says(tmp_path: Path) -> None:
 
 def test_stable_diffusion_meets_people_as_often_as_it_says(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    people = [*(sample_people(rng) for _ in range(3)), sample_people(rng, 2), sample_people_panels(rng)]
+    alone = [sample_people(rng, style="shaded") for _ in range(3)]
+    others = [sample_people(rng, 2, style="shaded"), sample_people(rng, style="neon")]
+    people = [*alone, sample_people_panels(rng, style="shaded"), *others]
     things = [sample_scene(rng, subjects, style="shaded") for subjects in (1, 2, 3) for _ in range(5)]
-    pictures = gallery.Pictures(*(np.zeros(20) for _ in range(3)), graphs=people + things, shards=[], subjects=[])
-    assert np.flatnonzero(pictures.peopled).tolist() == [0, 1, 2, 3, 4]
+    pictures = gallery.Pictures(*(np.zeros(21) for _ in range(3)), graphs=people + things, shards=[], subjects=[])
+    assert pictures.peopled.tolist() == [1.0] * 4 + [gallery.OTHER_PEOPLE_WORTH] * 2 + [0.0] * 15
     task = sd.SDTask(tmp_path)
     rows = [task.choose(pictures, 8, rng) for _ in range(400)]
     lessons = [batch for batch in rows if pictures.peopled[batch].all()]
     assert len(lessons) / 400 == pytest.approx(task.peopled, abs=0.08)
-    assert pictures.crowded[np.concatenate(lessons)].mean() == pytest.approx(1 / 5, abs=0.05)  # as they were drawn
+    assert np.mean(np.concatenate(lessons) < 4) == pytest.approx(4 / (4 + 2 * gallery.OTHER_PEOPLE_WORTH), abs=0.05)
     none = gallery.Pictures(*(np.zeros(15) for _ in range(3)), graphs=things, shards=[], subjects=[])
     assert {row for _ in range(40) for row in task.choose(none, 20, rng)} == set(range(15))
 

@@ -54,6 +54,10 @@ PATTERN_WORTH = {"plain": 0.0, "striped": 1.0, "dotted": 3.0, "checkered": 3.0}
 """How often each pattern is shown where patterns are learned: what keeps step along one axis alone comes by itself."""
 
 
+OTHER_PEOPLE_WORTH = 0.2
+"""How often several people, or one in another style, are shown where people are learned, beside one who is alone."""
+
+
 @dataclass
 class Pictures:
     """Pictures of one wing and their truth.
@@ -84,9 +88,8 @@ class Pictures:
 
     @cached_property
     def peopled(self) -> np.ndarray:
-        """Which pictures show people, (N,) boolean."""
-        firsts = (_first_scene(graph) for graph in self.graphs)
-        return np.array([isinstance(scene, SceneGraph) and bool(scene.people) for scene in firsts])
+        """How often each picture is worth showing where people are learned, (N,); zero where there are none."""
+        return np.array([_people_worth(graph) for graph in self.graphs])
 
     @cached_property
     def patterned(self) -> np.ndarray:
@@ -105,6 +108,14 @@ class Pictures:
 def _first_scene(graph: Picture) -> SceneGraph | View:
     """Of panels the first tells, since all show one subject in one style."""
     return graph.scenes[0] if isinstance(graph, Panels) else graph
+
+
+def _people_worth(graph: Picture) -> float:
+    """Somebody alone, in the style that is nobody's in particular, teaches most words."""
+    scene = _first_scene(graph)
+    if not isinstance(scene, SceneGraph) or not scene.people:
+        return 0.0
+    return 1.0 if len(scene.cast) == 1 and scene.style == "shaded" else OTHER_PEOPLE_WORTH
 
 
 def _pattern_worth(graph: Picture) -> float:

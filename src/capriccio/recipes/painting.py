@@ -131,7 +131,7 @@ class GalleryTask(Visitor):
         token: Pixels a side of one token of the part map.
         cut: Which share of the batches are cuttings of scenes.
         crowded: Which share of the scenes show several things.
-        peopled: Which share of the batches show nothing but people, as many together as the world draws them.
+        peopled: Which share of the batches show nothing but people, mostly one who is alone.
         patterned: Which share of the others show nothing but pictures with a pattern to learn from.
         partly: Which share of the sentences on several things tell of one of them alone, as people's often do.
     """
