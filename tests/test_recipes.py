@@ -577,7 +577,7 @@ def test_painters_meet_several_things_as_often_as_it_says(tmp_path: Path) -> Non
     task = sd.SDTask(tmp_path)
     pictures = gallery.Pictures(*(np.zeros(6) for _ in range(3)), graphs=scenes, shards=[], subjects=[])
     rows = np.concatenate([task.choose(pictures, 100, rng) for _ in range(40)])
-    assert pictures.crowded[rows].mean() == pytest.approx(painting.CROWDED, abs=0.05)
+    assert pictures.crowded[rows].mean() == pytest.approx(task.crowded, abs=0.05)
     assert set(rows) == set(range(6))
     alone = gallery.Pictures(*(np.zeros(4) for _ in range(3)), graphs=scenes[:4], shards=[], subjects=[])
     assert {row for _ in range(20) for row in task.choose(alone, 10, rng)} == set(range(4))

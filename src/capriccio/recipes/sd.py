@@ -138,8 +138,9 @@ class SDTask(GalleryTask):
     shares = SHARES
     sizes = BATCH
     token = FACTOR
-    cut = 0.15  # of things alone, which it has learned
-    peopled = 0.5  # whose words are many, and each of a small place
+    cut = 0.1  # of things alone, which it has learned
+    crowded = 0.45  # at more, it forgets how one thing alone fills the picture
+    peopled = 0.35  # whose words are many, and each of a small place
     patterned = 0.4
     partly = PARTLY
 
