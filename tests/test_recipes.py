@@ -39,7 +39,7 @@ from capriccio import assets
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.loading import open_backbone
 from capriccio.errors import CapriccioError
-from capriccio.evaluation import sheets
+from capriccio.evaluation import sheets, targets
 from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
 from capriccio.evaluation.lar_gen.samples import Guest, Place, Sample, Wish
 from capriccio.formats.alimama import load_inpainting_controlnet
@@ -890,6 +890,15 @@ def test_vae_task_standardises(monkeypatch: pytest.MonkeyPatch) -> None:
     latents = gallery.encode(model.vae, pictures)
     assert abs(float(latents.mean())) < 1e-4
     assert abs(float(latents.std()) - 1) < 1e-3
+
+
+def test_the_card_of_a_vae_measures_that_vae_by_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.vae, "__defaults__", (8, None))  # eight scenes tell them apart
+    committed = {row.name: row.value for row in targets.vae()}
+    task = vae.VAETask()
+    untrained = {row.name: row.value for row in task.measure(task.models())}
+    assert list(untrained) == ["vae_psnr", "vae_psnr_people"] == list(committed)
+    assert all(value > untrained[name] + 10 for name, value in committed.items())
 
 
 def test_a_vae_is_tuned_on_people_more_than_the_world_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
@@ -46,10 +47,10 @@ def people_scenes(count: int, seed: int = 0) -> list[SceneGraph]:
     return [sample_people(rng, split="test", style="shaded", view=view, accessories=False) for view in views]
 
 
-def vae(count: int = 256) -> list[Row]:
-    """Reconstruction of held-out scenes of one to four objects, and of one person."""
+def vae(count: int = 256, model: AutoencoderKL | None = None) -> list[Row]:
+    """Reconstruction of held-out scenes of one to four objects, and of one person; by default the miniature's."""
     objects = [graph for subjects in (1, 2, 3, 4) for graph in scenes(count // 4, subjects)]
-    model, pixels = load_vae(), {"": draw(objects).pixels, "_people": draw(people_scenes(count // 2)).pixels}
+    model, pixels = model or load_vae(), {"": draw(objects).pixels, "_people": draw(people_scenes(count // 2)).pixels}
     return [
         Row(f"vae_psnr{of}", float(psnr(reconstruct(model, shown), shown).mean()), 30.0, 36.0)
         for of, shown in pixels.items()

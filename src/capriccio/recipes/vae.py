@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from capriccio import assets
-from capriccio.evaluation.metrics import psnr, reconstruct
+from capriccio.evaluation import targets
 from capriccio.objectives import gaussian_kl, gradient_l1, pyramid_l1
 from capriccio.recipes.painting import forget_origins
 from capriccio.training.hands import spare_hands, spread
@@ -236,11 +236,8 @@ class VAETask:
         standardise(model.vae, draw_mixture(np.random.default_rng(1), 128, diet=0.0))
         save_half(model.vae, folder)
 
-    @torch.no_grad()
     def measure(self, model: Autoencoding) -> list[Row]:
-        pictures = draw_mixture(np.random.default_rng(2), 128, diet=0.0)
-        quality = psnr(reconstruct(model.vae, pictures), pictures)
-        return [Row("vae_psnr", round(float(quality.mean()), 2), 30.0, 36.0)]
+        return targets.vae(model=model.vae)
 
 
 @dataclass
