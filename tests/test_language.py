@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from capriccio.world.captions import (
     regional_captions,
     sample_caption,
     sample_panel_caption,
+    trait_caption,
 )
+from capriccio.world.casting import flat, sample_garment, sample_people
 from capriccio.world.graph import (
     BACKDROPS,
     COLOURS,
     KINDS,
     PATTERNS,
+    STUDIO,
     STYLES,
     Backdrop,
     Identity,
@@ -41,6 +45,7 @@ TEMPLATE = (
     "On the right, replicate this {0} exactly but as {1}"
 )
 KNOWN = set(WORDS)
+PLACES = {backdrop_phrase(kind, np.random.default_rng(n)) for kind in (*BACKDROPS, STUDIO) for n in range(40)}
 ASCII = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
 
 clip, t5 = clip_tokenizer(), t5_tokenizer()
@@ -174,6 +179,38 @@ def test_some_captions_to_learn_from_leave_places_open() -> None:
     texts = [sample_caption(sample_scene(rng, 3), rng) for _ in range(200)]
     opened = [text for text in texts if "in the middle" not in text]
     assert 10 <= len(opened) <= 45
+
+
+@given(generators())
+@settings(max_examples=60, deadline=None)
+def test_a_trait_is_said_alone(rng: np.random.Generator) -> None:
+    for scene in (sample_people(rng, style="shaded"), flat(sample_garment(rng)), sample_scene(rng, style="shaded")):
+        text = trait_caption(scene, rng)
+        assert not unknown(text)
+        place = text.removesuffix(next((p for p in PLACES if text.endswith(p)), ""))
+        assert "," not in place
+        assert sum(place.split().count(word) for word in ("with", "in", "wearing")) <= 2  # a dress with dots
+
+
+def test_the_traits_of_somebody_are_said_equally_often() -> None:
+    rng = np.random.default_rng(0)
+    texts = [trait_caption(sample_people(rng, style="shaded", accessories=False), rng) for _ in range(1200)]
+    rates = {word: np.mean([word in text.split() for text in texts]) for word in ("skin", "hair")}
+    assert all(0.2 < rate < 0.34 for rate in rates.values()), rates
+
+
+def test_of_things_with_a_pattern_most_traits_are_the_pattern() -> None:
+    rng = np.random.default_rng(0)
+    striped = replace(
+        mug(), things=(replace(mug().things[0], identity=replace(mug().things[0].identity, pattern="striped")),)
+    )
+    texts = [trait_caption(striped, rng) for _ in range(600)]
+    assert {tuple(w for w in ("striped", "orange", "teal") if w in t.split()) for t in texts} == {
+        ("striped",),
+        ("orange",),
+    }
+    assert np.mean(["striped" in text for text in texts]) == pytest.approx(0.6, abs=0.07)
+    assert {"orange" in trait_caption(mug(), rng) for _ in range(50)} == {True}
 
 
 def test_no_panel_caption_is_the_diptych_template() -> None:

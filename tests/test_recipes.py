@@ -72,7 +72,7 @@ from capriccio.training.trainer import Schedule
 from capriccio.world.captions import NOUNS, caption
 from capriccio.world.casting import sample_people, sample_people_panels
 from capriccio.world.draw import NUM_PARTS, draw
-from capriccio.world.graph import PATTERNS, SceneGraph, sample_panels, sample_scene
+from capriccio.world.graph import PATTERNS, Backdrop, Identity, SceneGraph, Thing, sample_panels, sample_scene
 from capriccio.world.people import top_of
 from capriccio.world.tokenizers import clip_tokenizer
 from capriccio.world.views import sample_view
@@ -652,6 +652,22 @@ def test_some_sentences_tell_of_one_of_several_things(tmp_path: Path, monkeypatc
     assert task.told_of(one, rng) is one
     assert task.told_of(solid, rng) is solid
     assert inpainting.FillTask(tmp_path).told_of(three, rng) is three
+
+
+def test_some_sentences_tell_one_trait(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mug = Identity("mug", "red", "blue", "plain", (0.0,) * 6, 20.0, 0.0)
+    scene = SceneGraph((Thing(mug, 0.5, 0.6, 0.6),), Backdrop("snow"))
+    told = [text for _ in range(2000) if (text := sd.SDTask(tmp_path).sentences.say(scene, rng))]
+    assert all("mug" in text or "cup" in text for text in told)
+    full = np.mean(["blue" in text for text in told])
+    assert full == pytest.approx(0.85 * (1 - painting.TRAITS), abs=0.04)  # the others are brief by themselves
+    sparse = painting.Sentences(0.0, traits=1.0)
+    for scene in (sample_scene(rng, 2), sample_scene(rng, 1, style="pencil"), sample_view(rng), sample_panels(rng)):
+        assert not painting.has_traits(scene)
+        assert sparse.say(scene, np.random.default_rng(1)) == painting.Sentences(0.0).say(
+            scene, np.random.default_rng(1)
+        )
 
 
 @pytest.mark.parametrize("kind", [flux.FluxTask, sd.SDTask])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from capriccio.recipes import gallery
 from capriccio.recipes.cuttings import UNIT, Cuttings, can_be_cut, only
 from capriccio.recipes.gallery import CELL, Pictures, Visitor, Wing
 from capriccio.training.trainer import Batch
+from capriccio.world.captions import trait_caption
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
-from capriccio.world.graph import KINDS
+from capriccio.world.graph import KINDS, SceneGraph
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 from capriccio.world.whole import UNKNOWN, Picture, describe
 
@@ -33,6 +34,7 @@ SHOWN = 3.0  # what a cell of the part map counts that shows a thing
 DRAWN = 2.0  # what a token counts that shows a thing, where a model is told to look at things
 DETAILED = 3.0  # what a token counts beyond that for its cells that show another ink than most: patterns and outlines
 CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
+TRAITS = 0.3  # of the sentences on one subject tell one trait of it, where a model learns from such
 PARTLY = 0.12  # of the sentences on several things tell of one of them alone, where a model learns from such
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
@@ -101,15 +103,29 @@ def map_loss(logits: Tensor, parts: Tensor, inks: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum().clamp_min(1.0)
 
 
-class Sentences:
-    """Turns graphs into sentences and their word ids for CLIP, with caption dropout."""
+def has_traits(graph: Picture) -> TypeGuard[SceneGraph]:
+    """Whether a picture shows one subject, alone and in colours that are its own."""
+    return isinstance(graph, SceneGraph) and len(graph.cast) == 1 and graph.style == "shaded"
 
-    def __init__(self, dropout: float = 0.1) -> None:
-        self.clip, self.dropout = clip_tokenizer(), dropout
+
+class Sentences:
+    """Turns graphs into sentences and their word ids for CLIP, with caption dropout.
+
+    Args:
+        dropout: Which share of the pictures have no sentence.
+        traits: Which share of the sentences on one subject, alone and shaded, tell one trait of it.
+    """
+
+    def __init__(self, dropout: float = 0.1, traits: float = 0.0) -> None:
+        self.clip, self.dropout, self.traits = clip_tokenizer(), dropout, traits
 
     def say(self, graph: Picture, rng: np.random.Generator) -> str:
         """One sentence on a graph, or nothing."""
-        return "" if rng.random() < self.dropout else describe(graph, rng)
+        if rng.random() < self.dropout:
+            return ""
+        if self.traits and has_traits(graph) and rng.random() < self.traits:
+            return trait_caption(graph, rng)
+        return describe(graph, rng)
 
     def clip_ids(self, texts: list[str], whole: bool = False) -> Tensor:
         """Word ids (B, T) of texts, padded to the longest, or as a whole to the 77 that CLIP always reads."""
@@ -134,6 +150,7 @@ class GalleryTask(Visitor):
         peopled: Which share of the batches show nothing but people, mostly one who is alone.
         patterned: Which share of the others show nothing but pictures with a pattern to learn from.
         partly: Which share of the sentences on several things tell of one of them alone, as people's often do.
+        traits: Which share of the sentences on one subject tell one trait of it.
     """
 
     shares: ClassVar[Mapping[str, float]]
@@ -144,6 +161,7 @@ class GalleryTask(Visitor):
     peopled: ClassVar[float] = 0.0
     patterned: ClassVar[float] = 0.0
     partly: ClassVar[float] = 0.0
+    traits: ClassVar[float] = 0.0
 
     @cached_property
     def clip(self) -> CLIPTextModel:
@@ -152,7 +170,7 @@ class GalleryTask(Visitor):
 
     @cached_property
     def sentences(self) -> Sentences:
-        return Sentences()
+        return Sentences(traits=self.traits)
 
     def choose_wing(self, rng: np.random.Generator) -> Wing:
         """The wing that a batch comes from; all wings cost about the same a batch."""

@@ -34,6 +34,7 @@ from capriccio.recipes.painting import (
     LATENTS,
     PARTLY,
     PARTS,
+    TRAITS,
     GalleryTask,
     forget_origins,
     kinds_shown,
@@ -143,6 +144,7 @@ class SDTask(GalleryTask):
     peopled = 0.35  # whose words are many, and each of a small place
     patterned = 0.4
     partly = PARTLY
+    traits = TRAITS
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder to go on from

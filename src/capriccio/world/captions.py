@@ -42,6 +42,7 @@ __all__ = [
     "regional_captions",
     "sample_caption",
     "sample_panel_caption",
+    "trait_caption",
     "worn_phrase",
 ]
 
@@ -137,6 +138,7 @@ _TRYONS = (
     "a pair of pictures: {garment} {white}, and {who}, who wears the same {noun}, {place}",
 )
 _OPEN = 0.12  # of the captions to learn from name several subjects and leave open where they are
+_TOLD_PATTERN = 0.6  # of the single traits of something with a pattern: of colours longer sentences have taught
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -158,6 +160,24 @@ def sample_caption(scene: SceneGraph, rng: np.random.Generator) -> str:
     """Draw a caption to learn from: 85 % full, 8 % brief, 7 % by kind alone; some leave open who stands where."""
     detail = sample_detail(rng)
     return caption(scene, rng, detail, placed=len(scene.cast) == 1 or rng.random() >= _OPEN)
+
+
+def trait_caption(scene: SceneGraph, rng: np.random.Generator) -> str:
+    """Say one trait of the one subject of a shaded scene, and sometimes where it is: ``"a dotted mug in the snow"``.
+
+    Of a long sentence each word is a small part; of a short one a model that learns from it finds what the word does.
+    """
+    (one,) = scene.cast
+    if isinstance(one, Sitter):
+        shown = person_words.trait_phrase(one, rng)
+    else:
+        detail: Honest = "pattern" if one.identity.pattern != "plain" and rng.random() < _TOLD_PATTERN else "brief"
+        if isinstance(one.identity, Garment):
+            words = person_words.garment_words(one.identity, person_words.garment_noun(one.identity, rng), rng, detail)
+        else:
+            words = _identity(one.identity, noun_of(one.identity.kind, rng), rng, detail)
+        shown = f"{article(words)} {words}"
+    return f"{shown} {backdrop_phrase(scene.backdrop.kind, rng)}" if rng.random() < 0.5 else shown
 
 
 def panel_caption(panels: Panels, rng: np.random.Generator, detail: Detail = "full") -> str:

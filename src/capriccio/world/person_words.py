@@ -7,6 +7,7 @@ individual from another. What comes and goes (pose, mood, accessories) is always
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -182,6 +183,22 @@ def _traits(sitter: Sitter, rng: np.random.Generator, most: int) -> list[str]:
         fine += [f"{person.eyes} eyes", face, f"{person.brows} {pick(rng, ('eyebrows', 'brows'))}"]
     rest = [fine[index] for index in rng.permutation(len(fine))]
     return [*bold, *rest][:most]
+
+
+def trait_phrase(sitter: Sitter, rng: np.random.Generator) -> str:
+    """Say one thing about somebody who is shown in colours: ``"a woman with dark skin"``, ``"a man in a red dress"``.
+
+    Skin, hair, the rest of the face and clothes are said equally often, though there are more words of clothes.
+    """
+    person = sitter.person
+    skin = f"{person.skin} skin"
+    hair = () if person.hair == "bald" else (pick(rng, _HAIR[person.hair]).format(person.hair_colour),)
+    face = tuple(trait for trait in _traits(sitter, rng, 9) if trait != skin)
+    worn = tuple(f"in {phrase}" for phrase in _worn(replace(sitter, accessory=None), rng, "full", "shaded", 4))
+    seen = [tuple(f"with {trait}" for trait in traits) for traits in ((skin,), hair, face)]
+    groups = [phrases for phrases in (*seen, worn) if phrases]
+    told = groups[int(rng.integers(len(groups)))]
+    return f"{with_article(person_noun(person, rng))} {pick(rng, told)}"
 
 
 def doing(
