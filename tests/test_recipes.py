@@ -63,6 +63,7 @@ from capriccio.recipes import (
     vae,
 )
 from capriccio.recipes.clip import NAMED, ClipTask, Towers, distinct, image_processor, patch_shares, truths
+from capriccio.recipes.diffusion import noised
 from capriccio.recipes.lar_gen import miniature as lar_gen
 from capriccio.recipes.reader import IGNORED, indices
 from capriccio.recipes.subjects import alone
@@ -652,6 +653,20 @@ def test_some_sentences_tell_of_one_of_several_things(tmp_path: Path, monkeypatc
     assert task.told_of(one, rng) is one
     assert task.told_of(solid, rng) is solid
     assert inpainting.FillTask(tmp_path).told_of(three, rng) is three
+
+
+def test_early_steps_are_shown_as_often_as_asked() -> None:
+    alphas = torch.linspace(1, 0.01, 1000)
+    drawn = {
+        early: noised(torch.zeros(4000, 1, 1, 1), alphas, torch.Generator().manual_seed(0), early)[2]
+        for early in (0.0, 0.3, 1.0)
+    }
+    for early, times in drawn.items():
+        assert times.min() >= (750 if early == 1 else 0)
+        assert times.max() < 1000
+        assert float((times >= 750).float().mean()) == pytest.approx(early + (1 - early) * 0.25, abs=0.02)
+    beyond = drawn[1.0]
+    assert float((beyond >= 875).float().mean()) == pytest.approx(0.5, abs=0.03)  # spread evenly
 
 
 def test_some_sentences_tell_one_trait(tmp_path: Path) -> None:

@@ -10,16 +10,23 @@ from torch import Tensor
 from capriccio.objectives import diffused
 from capriccio.recipes.gallery import encode
 
+EARLY = 0.75
+"""Of all times those above this share are the early steps of painting, in which words choose."""
 
-def noised(latents: Tensor, alphas: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+
+def noised(latents: Tensor, alphas: Tensor, rng: torch.Generator, early: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Return noisy latents, their noise, and the times (B,) of a batch.
 
     Args:
         latents: (B, C, h, w), scaled.
         alphas: (T,), the share of the picture's variance that is left at each time.
         rng: Draws times and noise, on the CPU.
+        early: Which share of the times are of early steps (``EARLY``), beside those of them among the others.
     """
     times = torch.randint(0, len(alphas), (len(latents),), generator=rng)
+    if early:
+        first = torch.rand(len(latents), generator=rng) < early
+        times = torch.where(first, int(EARLY * len(alphas)) + (times * (1 - EARLY)).long(), times)
     noise = torch.randn(latents.shape, generator=rng).to(latents.device)
     return diffused(latents, noise, alphas[times].to(latents.device)), noise, times.to(latents.device)
 

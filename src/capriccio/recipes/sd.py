@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -145,6 +145,7 @@ class SDTask(GalleryTask):
     patterned = 0.4
     partly = PARTLY
     traits = TRAITS
+    early: ClassVar[float] = 0.3  # of a picture that is all noise, words tell what noise may seem to
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder to go on from
@@ -158,7 +159,7 @@ class SDTask(GalleryTask):
     @cached_property
     def weights(self) -> Tensor:
         """How much each of the 1000 times counts, 1 on average."""
-        weights = noise_weight(self.alphas, most=5.0)  # whose hair is red, the early steps choose
+        weights = noise_weight(self.alphas, most=10.0)  # whose skin is dark, the early steps choose
         return weights / weights.mean()
 
     def models(self) -> nn.Module:
@@ -177,7 +178,7 @@ class SDTask(GalleryTask):
 
     def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, their noise, and the times (B,) of a batch."""
-        return noised(batch["latents"], self.alphas, rng)
+        return noised(batch["latents"], self.alphas, rng, self.early)
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """What the U-Net is given: the noisy latents."""
