@@ -78,6 +78,7 @@ from capriccio.world.people import top_of
 from capriccio.world.tokenizers import clip_tokenizer
 from capriccio.world.views import sample_view
 from capriccio.world.whole import UNKNOWN
+from capriccio.world.windows import body_part
 
 WINGS = {
     "cpu": tuple(gallery.Wing(name, rows, columns, 4) for name, rows, columns in [("scenes", 1, 1), ("pairs", 1, 2)])
@@ -481,17 +482,18 @@ def test_sd_learns_and_saves(tmp_path: Path, sd_base: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_teacher_moves_what_shows_a_thing_and_nothing_else(tmp_path: Path, base: Path, sd_base: Path) -> None:
+def test_a_teacher_moves_what_shows_a_person_and_nothing_else(tmp_path: Path, base: Path, sd_base: Path) -> None:
     task = prepared(flux.FluxTask(tmp_path, start=base, teacher=sd_base))
     noisy = torch.randn(3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.3, 0.7, 0.95])
     parts = torch.zeros(3, 64, flux.CELLS, dtype=torch.long)
-    parts[:, 5], parts[:, 6], parts[:, 7, : flux.CELLS // 2] = 1, UNKNOWN, 1
+    parts[:, 5], parts[:, 6], parts[:, 7, : flux.CELLS // 2] = body_part("torso"), UNKNOWN, body_part("hair")
+    parts[:, 8] = 1  # a thing
     batch = {"clip_ids": task.sentences.clip_ids(["a red mug", "", "a cat in the snow"]), "parts": parts}
     velocity = torch.zeros(3, 64, 32)
     wanted = task.wanted(velocity, noisy, sigma, batch)
     moved = wanted.abs().amax(-1) > 0
-    assert moved[:2].nonzero()[:, 1].tolist() == [5, 7, 5, 7]  # the backdrop and what nobody knows stay
+    assert moved[:2].nonzero()[:, 1].tolist() == [5, 7, 5, 7]  # backdrop, things and what nobody knows stay
     assert not moved[2].any()  # at that level the teacher is not asked
     believed = flux.pack(task.school.velocity(noisy, sigma, batch["clip_ids"]))
     assert torch.allclose(wanted[:2, 5], teacher.TRUST * believed[:2, 5])
@@ -499,7 +501,12 @@ def test_a_teacher_moves_what_shows_a_thing_and_nothing_else(tmp_path: Path, bas
     panels, window = torch.zeros(3, 128, 32), torch.zeros(3, 48, 32)
     assert task.wanted(panels, noisy, sigma, batch) is panels  # it teaches whole scenes alone
     assert task.wanted(window, noisy, sigma, batch) is window
+    nobody = batch | {"parts": parts.clamp(max=1)}
+    assert task.wanted(velocity, noisy, sigma, nobody) is velocity  # which costs no forward
     assert prepared(flux.FluxTask(tmp_path, start=base)).wanted(velocity, noisy, sigma, batch) is velocity
+    task.start = None  # a FLUX from nothing asks of things, too
+    moved = task.wanted(velocity, noisy, sigma, batch).abs().amax(-1) > 0
+    assert moved[0].nonzero().flatten().tolist() == [5, 7, 8]
 
 
 @pytest.mark.usefixtures("small")
@@ -560,6 +567,13 @@ def test_what_a_thing_looks_like_counts_more_than_its_backdrop() -> None:
     weigh = [float(painting.thing_error(ones * where, wanted, parts, inks)) for where in (on_thing, beside)]
     assert weigh[0] == pytest.approx(painting.DRAWN * weigh[1])
     assert sum(weigh) == pytest.approx(1.0)  # an error that is the same everywhere is just that
+
+
+def test_a_token_with_a_mouth_counts_more_than_one_of_cloth() -> None:
+    parts = torch.tensor([[[body_part("mouth"), body_part("face")], [body_part("torso"), body_part("torso")]]])
+    assert painting.face_share(parts).tolist() == [[0.5, 0.0]]
+    mouth, cloth = painting.thing_weights(parts, torch.zeros_like(parts))[0].tolist()
+    assert mouth / cloth == pytest.approx((painting.DRAWN + 0.5 * painting.FACED) / painting.DRAWN)
 
 
 def test_a_token_of_two_inks_counts_more_than_one_of_its_own() -> None:

@@ -34,9 +34,11 @@ from capriccio.recipes.painting import (
     INKS,
     LATENTS,
     PARTS,
+    TRAITS,
     GalleryTask,
     Sentences,
     map_loss,
+    people_share,
     save_halved,
     thing_error,
     thing_share,
@@ -64,7 +66,7 @@ class Size:
 
 SIZE = Size(heads=4, double=2, single=6)
 UNHEARD = 0.5  # of the sentences reach the transformer by their words alone, without CLIP's pooled text
-SHARES = {"scenes": 0.6, "pairs": 0.36, "grids": 0.04}
+SHARES = {"scenes": 0.78, "pairs": 0.2, "grids": 0.02}
 BATCH = {"scenes": 24, "pairs": 12, "grids": 6}
 
 
@@ -175,8 +177,8 @@ def text_length(longest: int, rng: np.random.Generator) -> int:
 class JointSentences(Sentences):
     """Sentences for both encoders of FLUX: word ids of T5, padded to a random length, and of CLIP."""
 
-    def __init__(self, dropout: float = 0.1) -> None:
-        super().__init__(dropout)
+    def __init__(self, dropout: float = 0.1, traits: float = 0.0) -> None:
+        super().__init__(dropout, traits)
         self.t5 = t5_tokenizer()
 
     def ids(self, texts: list[str], rng: np.random.Generator) -> Tensor:
@@ -197,9 +199,11 @@ class FluxTask(GalleryTask):
     sizes = BATCH
     token = TOKEN
     levels: ClassVar = Levels(scenes=0.8, panels=1.0)
-    cut = 0.05
+    cut = 0.03
     patterned = 0.92  # a lattice is learned from many pictures of lattices
     crowded = 0.25  # whose colour is whose, it learns last
+    peopled = 0.55  # whose words are many, and each of a small place
+    traits = TRAITS
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))
     start: Path | None = None  # a finished pipeline folder, whose transformer goes on
@@ -208,7 +212,7 @@ class FluxTask(GalleryTask):
 
     @cached_property
     def sentences(self) -> JointSentences:
-        return JointSentences()
+        return JointSentences(traits=self.traits)
 
     @cached_property
     def text_encoder(self) -> T5EncoderModel:
@@ -278,12 +282,16 @@ class FluxTask(GalleryTask):
     def wanted(self, velocity: Tensor, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
         """What the tokens should become: the velocity of the picture, or of a whole scene what a teacher makes of it.
 
-        Of panels the teacher knows less than FLUX, who sees the other one; one thing alone FLUX learns by itself.
+        Of panels the teacher knows less than FLUX, who sees the other one; one thing alone FLUX learns by itself. A
+        FLUX that goes on has passed its teacher in things, whose patterns it knows better, and asks of people alone.
         """
         if self.school is None or velocity.shape[1] != SCENE:
             return velocity
+        shown = (thing_share if self.start is None else people_share)(batch["parts"])
+        if not shown.any():
+            return velocity
         believed = pack(self.school.velocity(noisy, sigma, batch["clip_ids"]))
-        return taught(velocity, believed, sigma, thing_share(batch["parts"]))
+        return taught(velocity, believed, sigma, shown)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_halved(pipeline(model.transformer, model.text_encoder, self.vae, self.clip), folder)

@@ -66,6 +66,8 @@ class BesideFlux(FluxTask):
     shares = SHARES
     cut = 0.0  # a hole in what was cut out would lie too near its border
     crowded = CROWDED
+    peopled = 0.0  # as many as the gallery has
+    traits = 0.0
     levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
 
     @property

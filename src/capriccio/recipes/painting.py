@@ -26,6 +26,7 @@ from capriccio.world.draw import NUM_INKS, NUM_PARTS
 from capriccio.world.graph import KINDS, SceneGraph
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 from capriccio.world.whole import UNKNOWN, Picture, describe
+from capriccio.world.windows import ACCESSORY_PART, body_part
 
 LATENTS = 8
 FACTOR = 8  # pixels a side of one latent
@@ -33,9 +34,12 @@ PARTS, INKS = NUM_PARTS, NUM_INKS
 SHOWN = 3.0  # what a cell of the part map counts that shows a thing
 DRAWN = 2.0  # what a token counts that shows a thing, where a model is told to look at things
 DETAILED = 3.0  # what a token counts beyond that for its cells that show another ink than most: patterns and outlines
+FACED = 12.0  # what a token counts beyond that for its cells that show eyes, a mouth and what else tells faces apart
 CROWDED = 0.6  # of the scenes show several things: which word belongs to which is learned last
 TRAITS = 0.3  # of the sentences on one subject tell one trait of it, where a model learns from such
 PARTLY = 0.12  # of the sentences on several things tell of one of them alone, where a model learns from such
+FEATURES = tuple(body_part(name) for name in ("eyes", "brows", "mouth", "glasses", "beard"))
+"""Classes of the part map that tell faces apart."""
 LARGEST = "15MB"
 """File of weights in the repository, beyond which they are divided."""
 
@@ -59,6 +63,16 @@ def thing_share(parts: Tensor) -> Tensor:
     return ((parts > 0) & (parts != UNKNOWN)).float().mean(-1)
 
 
+def people_share(parts: Tensor) -> Tensor:
+    """Which share of each token shows a body or what it wears, (B, tokens), of its cells in the part map."""
+    return ((parts > ACCESSORY_PART) & (parts != UNKNOWN)).float().mean(-1)
+
+
+def face_share(parts: Tensor) -> Tensor:
+    """Which share of each token shows features of a face, (B, tokens), of its cells in the part map."""
+    return torch.isin(parts, torch.tensor(FEATURES, device=parts.device)).float().mean(-1)
+
+
 def detail_share(inks: Tensor) -> Tensor:
     """Which share of each token shows another ink than most of it, (B, tokens), of its ink map (B, tokens, cells)."""
     most = inks.mode(-1, keepdim=True).values
@@ -66,16 +80,16 @@ def detail_share(inks: Tensor) -> Tensor:
 
 
 def thing_weights(parts: Tensor, inks: Tensor) -> Tensor:
-    """What each token's error counts, (B, tokens), 1 on average: a thing ``DRAWN`` times, and details more.
+    """What each token's error counts, (B, tokens), 1 on average: a thing ``DRAWN`` times, details and faces more.
 
-    What a thing looks like is most of what words say, and a painter that may choose learns its backdrops first, and of
-    things their colours before their patterns and outlines.
+    What a thing looks like is most of what words say, and a painter that may choose learns its backdrops first, of
+    things their colours before their patterns and outlines, and of people their clothes before their faces.
 
     Args:
         parts: (B, tokens, cells); 0 is the backdrop.
         inks: (B, tokens, cells).
     """
-    weights = 1.0 + (DRAWN - 1.0) * thing_share(parts) + DETAILED * detail_share(inks)
+    weights = 1.0 + (DRAWN - 1.0) * thing_share(parts) + DETAILED * detail_share(inks) + FACED * face_share(parts)
     return weights / weights.mean()
 
 

@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from capriccio.errors import CapriccioError
 from capriccio.objectives import as_diffused, velocity_of_noise
+from capriccio.training.optimisers import quick_dtype
 from capriccio.world.tokenizers import CLIP_LENGTH
 
 TRUST = 0.8  # how far what a token should become moves from what it was to what the teacher believes
@@ -89,7 +90,9 @@ class Teacher:
         seen, times = as_diffused(noisy, sigma, self.alphas.to(device))
         whole = F.pad(clip_ids, (0, CLIP_LENGTH - clip_ids.shape[1]), value=self.padding)
         text = self.text_encoder.to(device)(whole).last_hidden_state
-        noise = self.unet.to(device)(seen, times, encoder_hidden_states=text, return_dict=False)[0]
+        quick = quick_dtype(device)
+        with torch.autocast(device.type, quick, enabled=quick != torch.float32):
+            noise = self.unet.to(device)(seen, times, encoder_hidden_states=text, return_dict=False)[0]
         return velocity_of_noise(noisy, noise.float(), sigma)
 
 
