@@ -153,21 +153,17 @@ def _squares(looks: Tensor, words: Sequence[str], side: int = 14) -> Image.Image
     return picture
 
 
-def paintings(
-    name: str, met: Sequence[str] = ("objects",) * COLUMNS, rows: int = 3, panels: bool = True
-) -> Image.Image:
+def paintings(name: str, rows: int = 3, panels: bool = True) -> Image.Image:
     """Held-out sentences painted by the miniature ``name``: scenes, and a row of panels with one subject twice.
 
     Args:
         name: Of the miniature.
-        met: What it has learned to paint, a name of ``world.whole.CONTENTS`` for each picture of a row: the sheet asks
-            for nothing else.
         rows: Of scenes.
         panels: Whether there is a row of panels.
     """
     rng = np.random.default_rng(14)
-    alone = [describe(picture, rng, "full") for picture in held_out(rows, met)]
-    doubled = [content for content in met if content in ("objects", "people")][: COLUMNS // 2 if panels else 0]
+    alone = [describe(picture, rng, "full") for picture in held_out(rows)]
+    doubled = [content for content in CONTENTS if content in ("objects", "people")][: COLUMNS // 2 if panels else 0]
     pairs = [describe(sample_sheet(rng, split="test", content=content), rng) for content in doubled]
     asked = [Scene(text, seed=seed) for seed, text in enumerate(alone)]
     asked += [Scene(text, seed=seed, width=256, height=128) for seed, text in enumerate(pairs)]
@@ -311,7 +307,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "controlnet-inpaint": partial(inpaintings, "miniature", "controlnet"),
     "style-lora": partial(weighted, "style-lora"),
     "controlnet-union": steerings,
-    "sd": partial(paintings, "miniature-sd", CONTENTS),
+    "sd": partial(paintings, "miniature-sd"),
     "sd-inpaint": partial(inpaintings, "miniature-sd", "fill"),
     "paint-by-example": partial(exemplified, "paint-by-example"),
     "lar-gen-assign": partial(customised, "lar-gen-assign", refine=False),
