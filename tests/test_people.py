@@ -314,6 +314,16 @@ def test_every_word_of_a_face_shows(name: str, options: tuple[str, ...]) -> None
     assert changed.min() > 100
 
 
+@pytest.mark.parametrize("skin", SKINS)
+@pytest.mark.parametrize("expression", ["smiling", "serious", "sad"])
+def test_women_are_told_from_men_at_a_glance_even_in_a_whole_figure(skin: str, expression: str) -> None:
+    scenes = [whole(kind=kind, skin=skin) for kind in PEOPLE]
+    drawing = draw([replace(one, people=(replace(one.people[0], expression=expression),)) for one in scenes])
+    redness = drawing.pixels[:, 0] - drawing.pixels[:, 1:].mean(1)
+    women, men = (redness * (drawing.parts == body_part("mouth"))).sum((1, 2))
+    assert women > 2.2 * men  # 2.7 to 2.8
+
+
 @pytest.mark.parametrize("index", range(10))
 def test_every_shape_number_changes_the_picture(index: int) -> None:
     shapes = [tuple(value if at == index else 0.0 for at in range(10)) for value in (-0.9, 0.9)]

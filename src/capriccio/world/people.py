@@ -46,7 +46,7 @@ EYES: dict[str, Colour] = {
     "green": (0.10, 0.56, 0.25),
     "black": (0.09, 0.08, 0.10),
 }
-LIPS: dict[str, Colour] = {"woman": (0.84, 0.20, 0.28), "man": (0.62, 0.24, 0.22)}
+LIPS: dict[str, Colour] = {"woman": (0.88, 0.12, 0.24), "man": (0.62, 0.24, 0.22)}
 UNDERWEAR: Colour = (0.93, 0.92, 0.90)
 TONES: dict[str, Colour] = {
     **{f"{name} skin": colour for name, colour in SKINS.items()},
