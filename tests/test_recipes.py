@@ -635,9 +635,11 @@ def test_stable_diffusion_meets_people_as_often_as_it_says(tmp_path: Path) -> No
     rows = [task.choose(pictures, 8, rng) for _ in range(400)]
     lessons = [batch for batch in rows if pictures.peopled[batch].all()]
     assert len(lessons) / 400 == pytest.approx(task.peopled, abs=0.08)
+    assert not any(pictures.peopled[batch].any() for batch in rows if not pictures.peopled[batch].all())
     assert np.mean(np.concatenate(lessons) < 4) == pytest.approx(4 / (4 + 2 * gallery.OTHER_PEOPLE_WORTH), abs=0.05)
-    none = gallery.Pictures(*(np.zeros(15) for _ in range(3)), graphs=things, shards=[], subjects=[])
-    assert {row for _ in range(40) for row in task.choose(none, 20, rng)} == set(range(15))
+    for alike in (things, people):  # where there is nothing to choose between, all are shown
+        some = gallery.Pictures(*(np.zeros(len(alike)) for _ in range(3)), graphs=alike, shards=[], subjects=[])
+        assert {row for _ in range(80) for row in task.choose(some, 20, rng)} == set(range(len(alike)))
 
 
 def test_what_is_cut_out_is_where_its_region_would_be() -> None:

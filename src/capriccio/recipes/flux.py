@@ -202,7 +202,7 @@ class FluxTask(GalleryTask):
     cut = 0.03
     patterned = 0.92  # a lattice is learned from many pictures of lattices
     crowded = 0.25  # whose colour is whose, it learns last
-    peopled = 0.45  # whose words are many, and each of a small place
+    peopled = 0.5  # whose words are many, and each of a small place
     traits = TRAITS
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=60, warmup=60, decay=0.8))

@@ -161,7 +161,7 @@ class GalleryTask(Visitor):
         token: Pixels a side of one token of the part map.
         cut: Which share of the batches are cuttings of scenes.
         crowded: Which share of the scenes show several things.
-        peopled: Which share of the batches show nothing but people, mostly one who is alone.
+        peopled: Which share of the batches show nothing but people, mostly one who is alone; the others then show none.
         patterned: Which share of the others show nothing but pictures with a pattern to learn from.
         partly: Which share of the sentences on several things tell of one of them alone, as people's often do.
         traits: Which share of the sentences on one subject tell one trait of it.
@@ -210,11 +210,13 @@ class GalleryTask(Visitor):
 
     def choose(self, pictures: Pictures, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows of a wing, so many of them with several things that a model learns whose words are whose."""
-        if self.peopled and pictures.peopled.any() and rng.random() < self.peopled:
-            return _draw(rng, pictures.peopled, count)
         worth = np.ones(len(pictures))
-        if self.patterned and pictures.patterned.any() and rng.random() < self.patterned:
-            worth = pictures.patterned
+        if self.peopled and pictures.peopled.any() and not pictures.peopled.all():
+            if rng.random() < self.peopled:
+                return _draw(rng, pictures.peopled, count)
+            worth = worth * (pictures.peopled == 0)
+        if self.patterned and (worth * pictures.patterned).any() and rng.random() < self.patterned:
+            worth = worth * pictures.patterned
         crowded, alone = worth * pictures.crowded, worth * ~pictures.crowded
         if not crowded.any() or not alone.any():
             return _draw(rng, worth, count)

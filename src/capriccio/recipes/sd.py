@@ -140,8 +140,8 @@ class SDTask(GalleryTask):
     sizes = BATCH
     token = FACTOR
     cut = 0.1  # of things alone, which it has learned
-    crowded = 0.45  # people take a third of the batches; one thing alone keeps its share of the others
-    peopled = 0.35  # whose words are many, and each of a small place
+    crowded = 0.45  # people take half of the batches; one thing alone keeps its share of the others
+    peopled = 0.5  # whose words are many, and each of a small place
     patterned = 0.4
     partly = PARTLY
     traits = TRAITS
