@@ -71,7 +71,7 @@ from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.captions import NOUNS, caption
-from capriccio.world.casting import sample_people, sample_people_panels
+from capriccio.world.casting import VIEWS, sample_people, sample_people_panels
 from capriccio.world.draw import NUM_PARTS, draw
 from capriccio.world.graph import PATTERNS, Backdrop, Identity, SceneGraph, Thing, sample_panels, sample_scene
 from capriccio.world.people import top_of
@@ -625,21 +625,42 @@ def test_flux_meets_patterns_as_often_as_it_says(tmp_path: Path) -> None:
 
 def test_stable_diffusion_meets_people_as_often_as_it_says(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    alone = [sample_people(rng, style="shaded") for _ in range(3)]
+    alone = [sample_people(rng, style="shaded", view=view) for view in VIEWS]
     others = [sample_people(rng, 2, style="shaded"), sample_people(rng, style="neon")]
-    people = [*alone, sample_people_panels(rng, style="shaded"), *others]
+    people = [*alone, sample_people_panels(rng, style="shaded", view="half"), *others]
     things = [sample_scene(rng, subjects, style="shaded") for subjects in (1, 2, 3) for _ in range(5)]
     pictures = gallery.Pictures(*(np.zeros(21) for _ in range(3)), graphs=people + things, shards=[], subjects=[])
-    assert pictures.peopled.tolist() == [1.0] * 4 + [gallery.OTHER_PEOPLE_WORTH] * 2 + [0.0] * 15
+    worth = [gallery.WHOLE_FIGURE_WORTH, 1.0, 1.0, 1.0, *[gallery.OTHER_PEOPLE_WORTH] * 2]
+    assert pictures.peopled.tolist() == worth + [0.0] * 15
     task = sd.SDTask(tmp_path)
     rows = [task.choose(pictures, 8, rng) for _ in range(400)]
     lessons = [batch for batch in rows if pictures.peopled[batch].all()]
     assert len(lessons) / 400 == pytest.approx(task.peopled, abs=0.08)
     assert not any(pictures.peopled[batch].any() for batch in rows if not pictures.peopled[batch].all())
-    assert np.mean(np.concatenate(lessons) < 4) == pytest.approx(4 / (4 + 2 * gallery.OTHER_PEOPLE_WORTH), abs=0.05)
+    shown = np.bincount(np.concatenate(lessons), minlength=6) / sum(len(batch) for batch in lessons)
+    assert shown == pytest.approx(np.array(worth) / sum(worth), abs=0.05)
     for alike in (things, people):  # where there is nothing to choose between, all are shown
         some = gallery.Pictures(*(np.zeros(len(alike)) for _ in range(3)), graphs=alike, shards=[], subjects=[])
         assert {row for _ in range(80) for row in task.choose(some, 20, rng)} == set(range(len(alike)))
+
+
+def test_flux_sees_people_through_less_noise_than_things_and_panels_through_more() -> None:
+    levels, count = flux.FluxTask.levels, 2000
+    things = torch.zeros(count, flux.SCENE, flux.CELLS, dtype=torch.long)
+    people = things.clone()
+    people[count // 2 :, 9, 3] = body_part("mouth")
+
+    def middles(parts: Tensor) -> list[float]:
+        drawn = levels.draw(parts, torch.Generator().manual_seed(0))
+        assert drawn.shape == (count,)
+        assert drawn.min() > 0
+        assert drawn.max() < 1
+        return [float(half.logit().median()) for half in drawn.chunk(2)]
+
+    assert middles(people) == pytest.approx([levels.scenes, levels.people], abs=0.1)
+    assert middles(things[:, :9]) == pytest.approx([levels.scenes] * 2, abs=0.1)  # what is cut out is a scene too
+    assert middles(people.repeat(1, 2, 1)) == pytest.approx([levels.panels] * 2, abs=0.1)
+    assert levels.people < levels.scenes < levels.panels
 
 
 def test_what_is_cut_out_is_where_its_region_would_be() -> None:

@@ -88,10 +88,16 @@ def noise_weight(alpha: Tensor, most: float = 3.0, snr_cap: float = 25.0) -> Ten
     return (1 / alpha).clamp(max=most) * (snr_cap / snr).clamp(max=1)
 
 
-def logit_normal(count: int, mean: float, generator: torch.Generator, deviation: float = 1.0) -> Tensor:
-    """Noise levels (count,), the sigmoid of a normal of that mean (Esser et al. 2024, arXiv 2403.03206, Eq. 19).
+def logit_normal(count: int, mean: float | Tensor, generator: torch.Generator, deviation: float = 1.0) -> Tensor:
+    """Noise levels (count,), the sigmoid of a normal (Esser et al. 2024, arXiv 2403.03206, Eq. 19).
 
     With a deviation of 1.6 they are spread nearly evenly over (0, 1).
+
+    Args:
+        count: How many.
+        mean: Of the normal; or one for each level, (count,).
+        generator: Of the CPU.
+        deviation: Of the normal.
     """
     return torch.sigmoid(deviation * torch.randn(count, generator=generator) + mean)
 

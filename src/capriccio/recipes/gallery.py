@@ -54,8 +54,10 @@ PATTERN_WORTH = {"plain": 0.0, "striped": 1.0, "dotted": 3.0, "checkered": 3.0}
 """How often each pattern is shown where patterns are learned: what keeps step along one axis alone comes by itself."""
 
 
+WHOLE_FIGURE_WORTH = 2.0
+"""How often a whole figure is shown where people are learned, beside a close view, whose face is larger."""
 OTHER_PEOPLE_WORTH = 0.2
-"""How often several people, or one in another style, are shown where people are learned, beside one who is alone."""
+"""How often several people, or one in another style, are shown where people are learned, beside one close view."""
 
 
 @dataclass
@@ -115,7 +117,9 @@ def _people_worth(graph: Picture) -> float:
     scene = _first_scene(graph)
     if not isinstance(scene, SceneGraph) or not scene.people:
         return 0.0
-    return 1.0 if len(scene.cast) == 1 and scene.style == "shaded" else OTHER_PEOPLE_WORTH
+    if len(scene.cast) > 1 or scene.style != "shaded":
+        return OTHER_PEOPLE_WORTH
+    return WHOLE_FIGURE_WORTH if scene.people[0].size < 1 else 1.0
 
 
 def _pattern_worth(graph: Picture) -> float:

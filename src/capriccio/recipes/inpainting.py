@@ -68,7 +68,8 @@ class BesideFlux(FluxTask):
     crowded = CROWDED
     peopled = 0.0  # as many as the gallery has
     traits = 0.0
-    levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
+    # Nearly even: what is known tells much of the colours.
+    levels = Levels(scenes=0.0, panels=0.3, people=0.0, deviation=1.6)
 
     @property
     def base(self) -> Path:

@@ -140,8 +140,7 @@ class SDTask(GalleryTask):
     sizes = BATCH
     token = FACTOR
     cut = 0.1  # of things alone, which it has learned
-    crowded = 0.45  # people take half of the batches; one thing alone keeps its share of the others
-    peopled = 0.5  # whose words are many, and each of a small place
+    peopled = 0.35  # whose words are many, and each of a small place
     patterned = 0.4
     partly = PARTLY
     traits = TRAITS
@@ -169,7 +168,8 @@ class SDTask(GalleryTask):
         return Painter(new_unet(SIZE))
 
     def optimisers(self, model: nn.Module) -> list[Optimizer]:
-        return muon_and_adamw(model, is_muons, muon_lr=2e-3, adamw_lr=1.2e-3)
+        gently = 1.0 if self.start is None else 0.6  # at full speed what goes on begins by forgetting
+        return muon_and_adamw(model, is_muons, muon_lr=gently * 2e-3, adamw_lr=gently * 1.2e-3)
 
     def text(self, ids: Tensor) -> Tensor:
         """CLIP's states (B, 77, 192) of word ids, not learned."""
