@@ -142,6 +142,8 @@ def compile_blocks(module: nn.Module) -> None:
     learning = [part for part in found if any(weight.requires_grad for weight in part.parameters())]
     if not learning:
         raise CapriccioError("Nothing that learns here has repeated blocks to compile; leave --compile out.")
+    # Blocks are small enough for the buckets of several processes; cut up for them, some fail at pictures of any size.
+    torch._dynamo.config.optimize_ddp = False
     for part in learning:
         part.compile_repeated_blocks(dynamic=True)  # type: ignore[operator]
 
