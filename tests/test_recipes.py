@@ -650,8 +650,9 @@ def test_flux_sees_people_through_less_noise_than_things_and_panels_through_more
     people = things.clone()
     people[count // 2 :, 9, 3] = body_part("mouth")
 
-    def middles(parts: Tensor) -> list[float]:
-        drawn = levels.draw(parts, torch.Generator().manual_seed(0))
+    def middles(parts: Tensor, levels: flux.Levels = levels, width: int = 16) -> list[float]:
+        batch = {"latents": torch.zeros(count, 1, 16, width), "parts": parts}
+        drawn = levels.draw(batch, torch.Generator().manual_seed(0))
         assert drawn.shape == (count,)
         assert drawn.min() > 0
         assert drawn.max() < 1
@@ -659,7 +660,8 @@ def test_flux_sees_people_through_less_noise_than_things_and_panels_through_more
 
     assert middles(people) == pytest.approx([levels.scenes, levels.people], abs=0.1)
     assert middles(things[:, :9]) == pytest.approx([levels.scenes] * 2, abs=0.1)  # what is cut out is a scene too
-    assert middles(people.repeat(1, 2, 1)) == pytest.approx([levels.panels] * 2, abs=0.1)
+    assert middles(people.repeat(1, 2, 1), width=32) == pytest.approx([levels.panels] * 2, abs=0.1)
+    assert middles(people, flux.Levels(0.5, 1.0)) == pytest.approx([0.5] * 2, abs=0.1)  # who names none has none
     assert levels.people < levels.scenes < levels.panels
 
 

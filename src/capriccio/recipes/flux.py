@@ -31,6 +31,7 @@ from capriccio.evaluation import targets
 from capriccio.objectives import flow_matching_pair, logit_normal
 from capriccio.recipes.gallery import CELL, PANEL
 from capriccio.recipes.painting import (
+    FACTOR,
     INKS,
     LATENTS,
     PARTS,
@@ -80,14 +81,18 @@ class Levels:
 
     scenes: float
     panels: float
-    people: float
+    people: float | None = None  # of scenes that show somebody; as of others where it is not said
     deviation: float = 1.0
 
-    def draw(self, parts: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw levels (B,) in (0, 1) for scenes or for panels, by their part map (B, tokens, cells)."""
-        peopled = (people_share(parts) > 0).any(1).cpu()
-        means = self.panels if parts.shape[1] > SCENE else torch.where(peopled, self.people, self.scenes)
-        return logit_normal(len(parts), means, rng, self.deviation)
+    def draw(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        """Draw levels (B,) in (0, 1) for a batch of scenes or of panels."""
+        latents = batch["latents"]
+        mean: float | Tensor = self.scenes
+        if latents.shape[-1] > PANEL // FACTOR:
+            mean = self.panels
+        elif self.people is not None:
+            mean = torch.where((people_share(batch["parts"]) > 0).any(1).cpu(), self.people, self.scenes)
+        return logit_normal(len(latents), mean, rng, self.deviation)
 
 
 def new_transformer(size: Size, in_channels: int = 4 * LATENTS) -> FluxTransformer2DModel:
@@ -262,7 +267,7 @@ class FluxTask(GalleryTask):
     def noised(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Noisy latents, velocity as tokens, noise level and token grid of a batch."""
         latents = batch["latents"]
-        sigma = self.levels.draw(batch["parts"], rng).to(latents.device)
+        sigma = self.levels.draw(batch, rng).to(latents.device)
         noise = torch.randn(latents.shape, generator=rng).to(latents.device)
         noisy, velocity = flow_matching_pair(latents, noise, sigma)
         grid = grid_ids(latents.shape[-2] // 2, latents.shape[-1] // 2).to(latents.device)

@@ -68,8 +68,7 @@ class BesideFlux(FluxTask):
     crowded = CROWDED
     peopled = 0.0  # as many as the gallery has
     traits = 0.0
-    # Nearly even: what is known tells much of the colours.
-    levels = Levels(scenes=0.0, panels=0.3, people=0.0, deviation=1.6)
+    levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
 
     @property
     def base(self) -> Path:
