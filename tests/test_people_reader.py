@@ -257,7 +257,7 @@ def test_a_painting_of_somebody_is_right_only_if_all_three_names_are(monkeypatch
 
 def test_captions_of_the_judged_say_whether_woman_or_man() -> None:
     for number, graph in enumerate(targets.people_scenes(12)):
-        assert graph.people[0].person.kind in targets._person_caption(graph, number)
+        assert graph.people[0].person.kind in targets.person_caption(graph, number)
 
 
 def test_the_trained_reader_knows_people() -> None:

@@ -39,7 +39,7 @@ from capriccio import assets
 from capriccio.backbones.flux import FluxBackbone
 from capriccio.backbones.loading import open_backbone
 from capriccio.errors import CapriccioError
-from capriccio.evaluation import sheets, targets
+from capriccio.evaluation import holes, sheets, targets
 from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
 from capriccio.evaluation.lar_gen.samples import Guest, Place, Sample, Wish
 from capriccio.formats.alimama import load_inpainting_controlnet
@@ -71,7 +71,7 @@ from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
 from capriccio.training.trainer import Schedule
 from capriccio.world.captions import NOUNS, caption
-from capriccio.world.casting import VIEWS, sample_people, sample_people_panels
+from capriccio.world.casting import VIEWS, flat, sample_people, sample_people_panels
 from capriccio.world.draw import NUM_PARTS, draw
 from capriccio.world.graph import PATTERNS, Backdrop, Identity, SceneGraph, Thing, sample_panels, sample_scene
 from capriccio.world.people import top_of
@@ -872,17 +872,32 @@ def test_a_box_around_something_holds_it() -> None:
 
 
 def test_half_of_the_holes_are_boxes_around_one_thing_and_none_is_too_large() -> None:
-    kinds = np.full((32, 32), -1)
-    assert masks.thing_mask(np.random.default_rng(0), kinds, 4) is None
-    kinds[4:12, 2:8], kinds[20:30, 16:30] = 3, 5
+    parts = np.zeros((32, 32), np.uint8)
+    assert masks.thing_mask(np.random.default_rng(0), parts, 4) is None
+    parts[4:12, 2:8], parts[20:30, 16:30] = 3, 9
     for seed in range(20):
-        hidden = masks.thing_mask(np.random.default_rng(seed), kinds, 4)
+        hidden = masks.thing_mask(np.random.default_rng(seed), parts, 4)
         assert hidden is not None
         whole = hidden[16:48, 8:32].all(), hidden[80:120, 64:120].all()
         assert sum(map(bool, whole)) == 1
-    assert masks.thing_mask(np.random.default_rng(0), np.zeros((32, 32), int), 4) is None
-    parts = np.array([[0, 1, 2, 3], [2 * 16, 2 * 16 + 1, 200, 0]], np.uint8)
-    assert painting.kinds_shown(parts).tolist() == [[-1, 0, 0, 1], [15, -1, -1, -1]]
+    assert masks.thing_mask(np.random.default_rng(0), np.ones((32, 32), np.uint8), 4) is None
+
+
+def test_what_is_hidden_is_a_thing_or_somebody_or_a_head_or_a_garment() -> None:
+    parts = np.array([[0, 1, 2, 3], [2 * 16, 2 * 16 + 1, UNKNOWN, 0]], np.uint8)
+    shown = masks.things_shown(parts)
+    assert [there.nonzero()[1].tolist() for there in shown] == [[1, 2], [3], [0]]
+    scene = sample_people(np.random.default_rng(0))
+    drawn = draw([scene]).parts[0].numpy()
+    worn = {garment.kind for garment in scene.people[0].outfit}
+    somebody, head, *garments = masks.things_shown(drawn)
+    assert len(garments) == len(worn) > 1
+    assert head.any()
+    assert not (head & np.logical_or.reduce(garments)).any()
+    assert (somebody >= np.logical_or.reduce([head, *garments])).all()
+    product = masks.things_shown(draw([flat(scene.people[0].outfit[0])]).parts[0].numpy())
+    assert len(product) == 2
+    assert (product[0] == product[1]).all()
 
 
 def test_the_miniature_sd_has_heads_of_32_and_few_weights() -> None:
@@ -1040,9 +1055,10 @@ def test_every_model_has_a_sheet_and_its_card_shows_it_once(tmp_path: Path, monk
         sheets.sheet("raeder")
 
 
-def test_inpainting_sheets_hide_the_whole_subject() -> None:
+def test_a_hole_is_a_box_round_all_that_is_hidden() -> None:
     mask = torch.zeros(128, 128, dtype=torch.bool)
     mask[40:60, 2:30] = True
-    hidden = np.asarray(sheets._box(mask)) > 0
+    (box,) = holes.boxes(mask[None])
+    hidden = np.asarray(box) > 0
     assert hidden[mask.numpy()].all()
     assert hidden.sum() == 28 * (30 + 4)

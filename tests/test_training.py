@@ -449,14 +449,14 @@ def test_no_mask_hides_a_whole_panel(rows: int, columns: int, share: float) -> N
     from capriccio.recipes.masks import hole, random_mask
 
     rng = np.random.default_rng(0)
-    kinds = np.full((16 * rows, 16 * columns), -1)
-    kinds[4::16, 2::16] = kinds[9::16, 7::16] = 3  # one thing in every panel
+    parts = np.zeros((16 * rows, 16 * columns), np.uint8)
+    parts[4::16, 2::16] = parts[9::16, 7::16] = 7  # one thing in every panel
     shares, around = [], []
     for number in range(600):
         if number % 2:
             mask = random_mask(rng, rows, columns, size=64)
         else:
-            mask = hole(rng, rows, columns, kinds, 4)
+            mask = hole(rng, rows, columns, parts, 4)
             hidden = mask[0, 16::64, 8::64].bool() & mask[0, 36::64, 28::64].bool()
             around.append(int(hidden.sum()))
         assert mask.shape == (1, 64 * rows, 64 * columns)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from transformers import CLIPTextModel, T5EncoderModel
 
 from capriccio import assets
+from capriccio.evaluation import holes
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
 from capriccio.recipes.flux import FluxTask, Levels, Painter, is_muons, pack
 from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
@@ -31,10 +32,10 @@ from capriccio.recipes.painting import (
     LARGEST,
     LATENTS,
     forget_origins,
-    kinds_shown,
     map_loss,
     thing_error,
 )
+from capriccio.studio import Studio
 from capriccio.training.optimisers import muon_and_adamw
 from capriccio.training.trainer import Batch, Row, Schedule
 
@@ -69,6 +70,7 @@ class BesideFlux(FluxTask):
     peopled = 0.0  # as many as the gallery has
     traits = 0.0
     levels = Levels(scenes=0.0, panels=0.3, deviation=1.6)  # nearly even: what is known tells much of the colours
+    engine: ClassVar[str] = "fill"  # of plain inpainting, which is asked for what was learned
 
     @property
     def base(self) -> Path:
@@ -86,7 +88,7 @@ class BesideFlux(FluxTask):
         return encoder.eval().requires_grad_(False)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        masks = [hole(rng, wing.rows, wing.columns, kinds_shown(pictures.parts[row]), CELL) for row in rows]
+        masks = [hole(rng, wing.rows, wing.columns, pictures.parts[row], CELL) for row in rows]
         return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
 
     def known(self, batch: Batch, hidden: float) -> Tensor:
@@ -94,7 +96,8 @@ class BesideFlux(FluxTask):
         return encode(self.vae.to(batch["pixels"].device), torch.where(batch["mask"] > 0.5, hidden, batch["pixels"]))
 
     def measure(self, model: nn.Module) -> list[Row]:
-        return []  # what an inpainter is worth, ``benchmarks/diptych.py`` says
+        """Paint into holes of held-out pictures with what was just saved, and let the readers judge."""
+        return holes.rows(Studio.open("miniature"), self.name.replace("-", "_"), self.engine)
 
 
 @dataclass
@@ -164,6 +167,8 @@ class Guided(nn.Module):
 class ControlNetTask(BesideFlux):
     """Train the inpainting ControlNet in the alimama layout: 4 (L + 1) condition channels; the base stays frozen."""
 
+    engine = "controlnet"
+
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, decay=0.8, seed=2))
     name: str = "controlnet-inpaint"
 
@@ -195,8 +200,8 @@ class ControlNetTask(BesideFlux):
             "txt_ids": grid.new_zeros(batch["ids"].shape[1], 3),
         }
         painted = model(inputs, self.condition(batch))
-        flow = F.mse_loss(painted.float(), velocity)
-        return flow, {"flow": flow}
+        things = thing_error(painted, velocity, batch["parts"], batch["inks"])
+        return things, {"flow": F.mse_loss(painted.float(), velocity), "things": things}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         save_inpainting_controlnet(model.controlnet.half(), folder)

@@ -2,7 +2,7 @@
 
 Diptych Prompting is zero-shot only if no training step ever paints a whole panel from its neighbour. Here at most half
 of a scene (60 % where the box around a thing asks for it), and at most 60 % of a panel, is hidden: half of the time
-parts that know nothing of what is shown, half of the time a thing, in one panel.
+parts that know nothing of what is shown, half of the time a thing, somebody, a head or a garment, in one panel.
 """
 
 from __future__ import annotations
@@ -11,9 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capriccio.world.graph import KINDS
+from capriccio.world.people import BODY_PARTS, GARMENTS
+from capriccio.world.windows import ACCESSORY_PART, NUM_PARTS, body_part, garment_part
+
 SCENE_SHARE, PANEL_SHARE = 0.5, 0.6
 UNMASKED = 0.1  # share of the other pictures in which nothing is hidden
 AROUND_THINGS = 0.5
+BODY = tuple(body_part(name) for name in BODY_PARTS)
+HIDDEN = (
+    *((1 + 2 * kind, 2 + 2 * kind) for kind in range(len(KINDS))),  # a thing, its body and its accent
+    tuple(range(ACCESSORY_PART + 1, NUM_PARTS)),  # somebody, and all that is worn
+    BODY[: BODY_PARTS.index("neck")],  # a head
+    *((garment_part(kind), garment_part(kind) + 1) for kind in GARMENTS),
+)
+"""Classes of the part map that people hide together."""
 
 
 def _rectangle(rng: np.random.Generator, size: int, share: float) -> tuple[slice, slice]:
@@ -58,40 +70,46 @@ def box_around(rng: np.random.Generator, there: np.ndarray, cell: int = 1) -> Te
     return mask
 
 
-def thing_mask(rng: np.random.Generator, kinds: np.ndarray, cell: int) -> Tensor | None:
-    """The box around one of the things that a map of kinds shows; ``None`` where there are none, or it is too large.
+def things_shown(parts: np.ndarray) -> list[np.ndarray]:
+    """Where a part map shows each of what people would hide (``HIDDEN``), boolean of its form; only what is there."""
+    found = (np.isin(parts, classes) for classes in HIDDEN)
+    return [there for there in found if there.any()]
+
+
+def thing_mask(rng: np.random.Generator, parts: np.ndarray, cell: int) -> Tensor | None:
+    """The box around one of the things that a part map shows; ``None`` where there are none, or it is too large.
 
     Args:
         rng: Source of every choice.
-        kinds: (rows, columns), which kind of thing every cell shows; -1 is none.
+        parts: (rows, columns), classes of the part map.
         cell: Pixels a side of one cell.
     """
-    shown = np.unique(kinds[kinds >= 0])
-    if not len(shown):
+    shown = things_shown(parts)
+    if not shown:
         return None
-    mask = box_around(rng, kinds == rng.choice(shown), cell)
+    mask = box_around(rng, shown[int(rng.integers(len(shown)))], cell)
     return mask if mask.mean() <= PANEL_SHARE else None
 
 
-def hole(rng: np.random.Generator, rows: int, columns: int, kinds: np.ndarray, cell: int) -> Tensor:
+def hole(rng: np.random.Generator, rows: int, columns: int, parts: np.ndarray, cell: int) -> Tensor:
     """What is hidden of a picture of panels, (1, H, W): in every other one the box around a thing, as people hide it.
 
     Args:
         rng: Source of every choice.
         rows: Of panels.
         columns: Of panels.
-        kinds: (H / cell, W / cell), which kind of thing every cell shows; -1 is none.
+        parts: (H / cell, W / cell), classes of the part map.
         cell: Pixels a side of one cell.
     """
     if rng.random() < AROUND_THINGS:
-        high, wide = (side // panels for side, panels in zip(kinds.shape, (rows, columns), strict=True))
+        high, wide = (side // panels for side, panels in zip(parts.shape, (rows, columns), strict=True))
         top, left = (int(rng.integers(panels)) * side for panels, side in ((rows, high), (columns, wide)))
-        box = thing_mask(rng, kinds[top : top + high, left : left + wide], cell)
+        box = thing_mask(rng, parts[top : top + high, left : left + wide], cell)
         if box is not None:
-            mask = torch.zeros(1, *(cell * side for side in kinds.shape))
+            mask = torch.zeros(1, *(cell * side for side in parts.shape))
             mask[0, cell * top : cell * (top + high), cell * left : cell * (left + wide)] = box
             return mask
-    return random_mask(rng, rows, columns, kinds.shape[0] * cell // rows)
+    return random_mask(rng, rows, columns, parts.shape[0] * cell // rows)
 
 
 def random_mask(rng: np.random.Generator, rows: int, columns: int, size: int = 128) -> Tensor:

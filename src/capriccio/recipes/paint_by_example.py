@@ -27,7 +27,7 @@ from capriccio.recipes.painting import LATENTS, save_halved
 from capriccio.recipes.sd import is_muons, new_scheduler
 from capriccio.recipes.subjects import SubjectTask
 from capriccio.training.optimisers import muon_and_adamw
-from capriccio.training.trainer import Batch, Row, Schedule
+from capriccio.training.trainer import Batch, Schedule
 
 NOTHING = 0.2
 """Share of the pictures whose subject is replaced by the learned vector of no subject."""
@@ -91,9 +91,6 @@ class PaintByExampleTask(SubjectTask):
         parts = {"unet": model.unet, "image_encoder": model.image_encoder, "feature_extractor": processor}
         pipe = PaintByExamplePipeline(vae=None, scheduler=new_scheduler(), safety_checker=None, **parts)
         save_halved(pipe, folder)
-
-    def measure(self, model: nn.Module) -> list[Row]:
-        return []  # what it is worth, the benchmark of LAR-Gen says
 
 
 @torch.no_grad()

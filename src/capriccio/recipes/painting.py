@@ -23,7 +23,7 @@ from capriccio.recipes.gallery import CELL, Pictures, Visitor, Wing
 from capriccio.training.trainer import Batch
 from capriccio.world.captions import trait_caption
 from capriccio.world.draw import NUM_INKS, NUM_PARTS
-from capriccio.world.graph import KINDS, SceneGraph
+from capriccio.world.graph import SceneGraph
 from capriccio.world.tokenizers import CLIP_LENGTH, clip_tokenizer
 from capriccio.world.whole import UNKNOWN, Picture, describe
 from capriccio.world.windows import ACCESSORY_PART, body_part
@@ -50,12 +50,6 @@ def gather_cells(labels: Tensor, token: int) -> Tensor:
     batch, height, width = labels.shape
     patches = labels.view(batch, height // side, side, width // side, side)
     return patches.permute(0, 1, 3, 2, 4).reshape(batch, -1, side * side)
-
-
-def kinds_shown(parts: np.ndarray) -> np.ndarray:
-    """Which kind of object every cell of a part map shows, by its index in ``KINDS``; -1 where it is none."""
-    objects = (parts > 0) & (parts <= 2 * len(KINDS))
-    return np.where(objects, (parts.astype(int) - 1) // 2, -1)
 
 
 def thing_share(parts: Tensor) -> Tensor:

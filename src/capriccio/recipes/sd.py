@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from transformers import CLIPTextModel
 
 from capriccio import assets
-from capriccio.evaluation import targets
+from capriccio.evaluation import holes, targets
 from capriccio.objectives import noise_weight
 from capriccio.recipes.diffusion import noised, seen
 from capriccio.recipes.gallery import CELL, Pictures, Wing
@@ -37,7 +37,6 @@ from capriccio.recipes.painting import (
     TRAITS,
     GalleryTask,
     forget_origins,
-    kinds_shown,
     map_loss,
     save_halved,
     thing_weights,
@@ -226,7 +225,7 @@ class SDInpaintTask(SDTask):
         return muon_and_adamw(model, is_muons, muon_lr=1.5e-3, adamw_lr=8e-4)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        masks = [hole(rng, wing.rows, wing.columns, kinds_shown(pictures.parts[row]), CELL) for row in rows]
+        masks = [hole(rng, wing.rows, wing.columns, pictures.parts[row], CELL) for row in rows]
         return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
@@ -240,7 +239,8 @@ class SDInpaintTask(SDTask):
         forget_origins(folder)
 
     def measure(self, model: nn.Module) -> list[Row]:
-        return []  # what an inpainter is worth, the methods that use it say
+        """Paint into holes of held-out pictures with what was just saved, and let the readers judge."""
+        return holes.rows(Studio.open("miniature-sd"), "sd_inpaint", "fill")
 
 
 def widen(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:

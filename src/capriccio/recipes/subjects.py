@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from capriccio import assets
@@ -24,7 +24,7 @@ from capriccio.recipes.gallery import PANEL
 from capriccio.recipes.masks import box_around
 from capriccio.recipes.painting import FACTOR
 from capriccio.recipes.sd import SDInpaintTask
-from capriccio.training.trainer import Batch
+from capriccio.training.trainer import Batch, Row
 from capriccio.world.graph import Panels, SceneGraph
 
 
@@ -95,6 +95,9 @@ class SubjectTask(SDInpaintTask):
             "subject": torch.stack(subjects),
             **self.sentences(list(targets), rng),
         }
+
+    def measure(self, model: nn.Module) -> list[Row]:
+        return []  # what it is worth, the benchmark of LAR-Gen says
 
 
 def _scenes(sheet: object) -> Sequence[SceneGraph]:
