@@ -24,8 +24,8 @@ from PIL import Image
 
 from capriccio.evaluation import reports
 from capriccio.evaluation.bleeding import bled
-from capriccio.evaluation.cases import Case, held_out_cases, references, to_pictures
-from capriccio.evaluation.metrics import to_pixels
+from capriccio.evaluation.cases import Case, held_out_cases, references
+from capriccio.evaluation.metrics import to_pictures, to_pixels
 from capriccio.evaluation.statistics import mean_interval, paired_gain
 from capriccio.evaluation.targets import half_view
 from capriccio.perception.reader import read

@@ -17,18 +17,23 @@ from dataclasses import asdict
 from capriccio import assets
 from capriccio.backbones.base import Defaults
 from capriccio.backbones.loading import MINIATURE, MINIATURE_DEFAULTS, MINIATURE_SD, MINIATURE_SD_DEFAULTS
-from capriccio.evaluation import reports, targets
+from capriccio.evaluation import holes, reports, targets
 from capriccio.studio import Studio
 from capriccio.training.trainer import Row
 
 PICTURES = {
     "flux": {"one_subject": 128, "two_subjects": 96, "two_panels": 64, "people": 96},
     "sd": {"one_subject": 128, "two_subjects": 96, "people": 96},
+    "fill": {"new_subject": 64, "new_top": 48},
+    "controlnet-inpaint": {"new_subject": 64, "new_top": 48},
+    "sd-inpaint": {"new_subject": 64, "new_top": 48},
 }
-"""What each model paints, and how many pictures; a row is a function of ``targets``."""
-STUDIOS = {"flux": MINIATURE, "sd": MINIATURE_SD}
+"""What each model paints, and how many pictures; a row is a function of ``targets``, of inpainters one of ``holes``."""
+ENGINES = {"fill": "fill", "controlnet-inpaint": "controlnet", "sd-inpaint": "fill"}
+"""How each inpainter keeps what is known."""
+STUDIOS = {model: MINIATURE_SD if model.startswith("sd") else MINIATURE for model in PICTURES}
 DEFAULTS = {"flux": MINIATURE_DEFAULTS, "sd": MINIATURE_SD_DEFAULTS}
-NEEDED = {"people": "miniature/people-reader", "people_reader": "miniature/people-reader"}
+NEEDED = dict.fromkeys(("people", "people_reader", "new_top"), "miniature/people-reader")
 """Weights that some rows are read with."""
 
 
@@ -59,9 +64,11 @@ def painted(studio: Studio, model: str, rows: Mapping[str, int], quick: bool) ->
     for name, count in rows.items():
         if installed(NEEDED.get(name, "miniature"), f"{model}, {name}"):
             count = max(4, count // 10) if quick else count
-            yield from getattr(targets, name)(
-                studio, count, told=reports.counting(f"{model}, {name}", count), model=model
-            )
+            told, named = reports.counting(f"{model}, {name}", count), model.replace("-", "_")
+            if model in ENGINES:
+                yield from getattr(holes, name)(studio, count, told, named, ENGINES[model])
+            else:
+                yield from getattr(targets, name)(studio, count, told, named)
 
 
 def numbers(own: Defaults) -> dict[str, object]:

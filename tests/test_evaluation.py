@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from capriccio.errors import CapriccioError
 from capriccio.evaluation import (
     bleeding,
     cases,
     demo,
+    holes,
     metrics,
     regions,
     reports,
@@ -29,6 +31,7 @@ from capriccio.evaluation import (
 from capriccio.evaluation.judge import Judge
 from capriccio.pictures import open_picture
 from capriccio.scene import Scene
+from capriccio.studio import Studio
 from capriccio.world.captions import backdrop_phrase
 from capriccio.world.draw import draw
 from capriccio.world.graph import COLOURS, PATTERNS, Backdrop, Identity, SceneGraph, sample_identity
@@ -81,7 +84,7 @@ def test_pixels_go_from_black_to_white_and_are_resized() -> None:
 
 def test_pictures_and_pixels_are_inverse() -> None:
     pixels = torch.rand(2, 3, 8, 8) * 2 - 1
-    assert torch.allclose(metrics.to_pixels(cases.to_pictures(pixels), 8, 8), pixels, atol=1 / 254)
+    assert torch.allclose(metrics.to_pixels(metrics.to_pictures(pixels), 8, 8), pixels, atol=1 / 254)
 
 
 def test_retrieval_counts_the_own_text_only() -> None:
@@ -189,7 +192,7 @@ def rendered(paper: list[cases.Case], shift: int = 0) -> Renderer:
     for ask in wanted:
         thing = paper[(ask.case.number + shift) % len(paper)].reference.things[0]
         graphs.append(SceneGraph((replace(thing, size=0.8 * thing.size),), Backdrop(ask.backdrop)))
-    pictures = cases.to_pictures(draw(graphs).pixels)
+    pictures = metrics.to_pictures(draw(graphs).pixels)
     return Renderer({ask.seed: picture for ask, picture in zip(wanted, pictures, strict=True)})
 
 
@@ -217,7 +220,7 @@ def test_the_judge_tells_the_subject_from_another_and_a_render_from_a_paste() ->
     paper = cases.held_out_cases(16, 2)
     judge, wanted = Judge(paper), cases.asks(paper)
     own, other = ([studio.truth[ask.seed] for ask in wanted] for studio in (rendered(paper), rendered(paper, 1)))
-    blurred = cases.to_pictures(metrics.reconstruct(metrics.load_vae(), cases.references(paper)[0]))
+    blurred = metrics.to_pictures(metrics.reconstruct(metrics.load_vae(), cases.references(paper)[0]))
     given = {case.number: picture for case, picture in zip(paper, blurred, strict=True)}
     scores = {
         "own": judge.score(wanted, own),
@@ -392,3 +395,30 @@ def test_a_sentence_may_leave_the_places_to_the_regions() -> None:
     for region in unplaced.conditions:
         thing, _, _ = region.prompt.rpartition(backdrop_phrase(graph.backdrop.kind, None))
         assert thing.strip() in unplaced.prompt
+
+
+def shown_by(asked: holes.Holes) -> Tensor:
+    """The holes (B, H, W) of pictures with something to paint."""
+    return torch.stack([torch.from_numpy(np.asarray(box) > 0) for box in holes.boxes(asked.masks)])
+
+
+@pytest.mark.needs_miniature
+def test_what_is_asked_of_an_inpainter_is_hidden_and_can_be_read_once_it_is_there() -> None:
+    subjects, tops = holes.around_subjects(12), holes.around_tops(12)
+    for asked, right in ((subjects, targets.subjects_right), (tops, targets.people_right)):
+        assert sum(right(asked.wanted, asked.pixels)) <= 2  # another thing, another colour
+        assert sum(right(asked.wanted, draw(asked.wanted).pixels)) >= 11
+        assert (shown_by(asked) | ~asked.masks).all()
+        assert shown_by(asked).float().mean((1, 2)).max() < 0.75
+
+
+@pytest.mark.needs_miniature
+def test_a_hole_is_painted_and_nothing_else() -> None:
+    studio, asked = Studio.open("miniature"), holes.around_tops(2)
+    (row,) = holes.new_top(studio, 2, model="any", engine="hold")
+    assert (row.name, row.floor) == ("any_new_top", 0.85)
+    painted = metrics.to_pixels(holes.repaint(studio, asked, "hold"))
+    given = metrics.to_pixels(metrics.to_pictures(asked.pixels))
+    inside = shown_by(asked)[:, None].expand_as(given)
+    assert torch.equal(painted[~inside], given[~inside])
+    assert (painted - given)[inside].abs().mean() > 0.05

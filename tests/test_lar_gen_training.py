@@ -20,7 +20,7 @@ from capriccio import Edit, Scene, Studio, Subject
 from capriccio.cli import app
 from capriccio.collect import collect_quadruplets
 from capriccio.errors import Cancelled, CapriccioError
-from capriccio.evaluation.sheets import to_images
+from capriccio.evaluation.metrics import to_pictures
 from capriccio.modules.lar_gen import Eye, LarGen
 from capriccio.recipes.lar_gen import training as lar_gen_training
 from capriccio.recipes.lar_gen.recipe import Recipe
@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_eye(tiny.eye(), root / "adapter")
     (root / "pictures").mkdir()
     rng = np.random.default_rng(3)
-    for number, picture in enumerate(to_images(draw([sample_scene(rng) for _ in range(4)]).pixels)):
+    for number, picture in enumerate(to_pictures(draw([sample_scene(rng) for _ in range(4)]).pixels)):
         picture.save(root / "pictures" / f"{number}.png")
     collect_quadruplets(root / "pictures", root / "shards", per_shard=2)
     settings = {"model": "sd", "inpainting": "sd-inpainting", "shards": "shards"}

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from capriccio.errors import CapriccioError
@@ -110,9 +109,3 @@ def references(cases: Sequence[Case], size: int = 128) -> tuple[Tensor, Tensor]:
     """
     drawing = draw([case.reference for case in cases], size=size)
     return drawing.pixels, drawing.subjects[:, 0]
-
-
-def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    """Turn pixels (B, 3, H, W) in [-1, 1] into pictures."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
-    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

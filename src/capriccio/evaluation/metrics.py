@@ -33,6 +33,12 @@ def to_pixels(pictures: Sequence[Image.Image], width: int = 128, height: int = 1
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in sized])).permute(0, 3, 1, 2) / 127.5 - 1
 
 
+def to_pictures(pixels: Tensor) -> list[Image.Image]:
+    """Return pixels (B, 3, H, W) in [-1, 1] as pictures: the inverse of ``to_pixels``."""
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
 def psnr(pixels: Tensor, others: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of each picture in dB, (B,)."""
     error = ((pixels - others) / 2).square().mean(dim=(1, 2, 3))

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from transformers import T5EncoderModel
 
 from capriccio import assets
 from capriccio.canvas import on_colour
 from capriccio.errors import CapriccioError, nearest
+from capriccio.evaluation.holes import around_subjects, around_tops, boxes, repaint
 from capriccio.evaluation.lar_gen.miniature import miniature
 from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
-from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct
+from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct, to_pictures
 from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
 from capriccio.pictures import fit, grid
@@ -70,7 +71,7 @@ def reconstructions(rows: int = 2) -> Image.Image:
     labels: list[str] = []
     for start in range(0, len(pixels), COLUMNS):
         row = slice(start, start + COLUMNS)
-        shown += [*to_images(pixels[row]), *to_images(again[row])]
+        shown += [*to_pictures(pixels[row]), *to_pictures(again[row])]
         labels += [""] * COLUMNS + quality[row]
     return grid(shown, COLUMNS, labels)
 
@@ -83,7 +84,7 @@ def retrievals(rows: int = 2) -> Image.Image:
     towers = load_clip()
     found = (towers.embed_images(pixels) @ towers.embed_texts(texts).T).argmax(1).tolist()
     labels = [texts[other] if other == own else f"[wrong] {texts[other]}" for own, other in enumerate(found)]
-    return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+    return grid(to_pictures(pixels), COLUMNS, labels, text_size=10)
 
 
 def readings(rows: int = 2) -> Image.Image:
@@ -97,7 +98,7 @@ def readings(rows: int = 2) -> Image.Image:
             seen.kind, seen.main, seen.accent, seen.pattern, seen.backdrop, seen.style, seen.accessory, strict=True
         )
     ]
-    return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+    return grid(to_pictures(pixels), COLUMNS, labels, text_size=10)
 
 
 def people_readings(rows: int = 2) -> Image.Image:
@@ -106,7 +107,7 @@ def people_readings(rows: int = 2) -> Image.Image:
     pixels = depict([sample_people(rng, split="test", style="shaded") for _ in range(rows * COLUMNS)]).pixels
     seen = read_people(pixels)
     labels = [_in_words({name: getattr(seen, name)[row] for name in seen.confidence}) for row in range(len(pixels))]
-    return grid(to_images(pixels), COLUMNS, labels, text_size=10)
+    return grid(to_pictures(pixels), COLUMNS, labels, text_size=10)
 
 
 def _in_words(looks: Mapping[str, str]) -> str:
@@ -174,33 +175,16 @@ def paintings(name: str, rows: int = 3, panels: bool = True) -> Image.Image:
 
 
 def inpaintings(name: str, engine: str) -> Image.Image:
-    """Pictures whose subject is masked, and what an engine of the miniature ``name`` paints there from a sentence."""
-    rng = np.random.default_rng(15)
-    contents: list[SceneGraph] = [
-        sample_people(rng, split="test", style="shaded", view="whole") if index % 4 == 3 else _alone(rng)
-        for index in range(COLUMNS)
-    ]
-    others = [_alone(rng) for _ in contents]
-    drawing = depict(contents)
-    pictures = to_images(drawing.pixels)
-    masks = [_box(mask.any(0)) for mask in drawing.subjects]
-    wanted = [describe(SceneGraph(o.things, c.backdrop), rng, "full") for o, c in zip(others, contents, strict=True)]
-    asked = [
-        Scene(
-            text,
-            [Edit(picture, mask, by="inpainting", options={"engine": engine})],
-            seed=seed,
-            width=128,
-            height=128,
-        )
-        for seed, (text, picture, mask) in enumerate(zip(wanted, pictures, masks, strict=True))
-    ]
-    painted = [painting.images[0] for painting in Studio.open(name).paint_all(asked)]
-    hidden = [
-        Image.composite(Image.new("RGB", picture.size, "#808080"), picture, mask)
-        for picture, mask in zip(pictures, masks, strict=True)
-    ]
-    return grid([*hidden, *painted], COLUMNS, [""] * COLUMNS + wanted, text_size=10)
+    """Pictures with holes round things, and round tops, and what an engine of the miniature ``name`` paints there."""
+    studio = Studio.open(name)
+    shown: list[Image.Image] = []
+    labels: list[str] = []
+    for holes in (around_subjects(COLUMNS), around_tops(COLUMNS)):
+        pictures = zip(to_pictures(holes.pixels), boxes(holes.masks), strict=True)
+        shown += [Image.composite(Image.new("RGB", picture.size, "#808080"), picture, box) for picture, box in pictures]
+        shown += repaint(studio, holes, engine)
+        labels += [""] * COLUMNS + holes.texts
+    return grid(shown, COLUMNS, labels, text_size=10)
 
 
 def weighted(name: str, weights: Sequence[float] = (0.0, 0.5, 1.0)) -> Image.Image:
@@ -218,7 +202,7 @@ def steerings() -> Image.Image:
     rng = np.random.default_rng(17)
     scenes = [_alone(rng) for _ in range(COLUMNS)]
     wanted = [describe(scene, rng, "full") for scene in scenes]
-    hints = {kind: to_images(2 * control_pictures(kind, scenes) - 1) for kind in CONTROLS}
+    hints = {kind: to_pictures(2 * control_pictures(kind, scenes) - 1) for kind in CONTROLS}
     asked = [
         Scene(text, [Control(hint, "union", mode=kind)], seed=seed)
         for kind in CONTROLS
@@ -232,24 +216,8 @@ def steerings() -> Image.Image:
     return grid(shown, COLUMNS, labels, text_size=10)
 
 
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Pixels (B, 3, H, W) in [-1, 1] as pictures."""
-    values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(value) for value in values]
-
-
 def _alone(rng: np.random.Generator) -> SceneGraph:
     return sample_scene(rng, split="test", style="shaded", accessories=False)
-
-
-def _box(mask: Tensor) -> Image.Image:
-    """The box round a mask (H, W), a little wider, as a picture that is white inside."""
-    shown = Image.fromarray((mask.numpy() * 255).astype(np.uint8))
-    left, top, right, bottom = shown.getbbox() or (0, 0, *shown.size)
-    inside = Image.new("L", (right - left, bottom - top), 255)
-    box = Image.new("L", shown.size)
-    box.paste(ImageOps.expand(inside, 4, 255), (left - 4, top - 4))
-    return box
 
 
 def customised(name: str, refine: bool) -> Image.Image:
@@ -260,19 +228,19 @@ def customised(name: str, refine: bool) -> Image.Image:
     rng = np.random.default_rng(16)
     subjects, places = ([_alone(rng) for _ in range(COLUMNS)] for _ in range(2))
     given, there = depict(subjects), depict(places)
-    pictures, masks, sources = to_images(given.pixels), _masks(given), to_images(there.pixels)
+    pictures, masks, sources = to_pictures(given.pixels), _masks(given), to_pictures(there.pixels)
     kinds = [scene.things[0].identity.kind for scene in subjects]
     asked = [
         Scene(
             f"{article(kind)} {{{kind}}}",
             [
                 Subject(picture, name=kind, mask=mask, by="lar-gen", options={"refine": refine}),
-                Edit(source, _box(hole.any(0))),
+                Edit(source, box),
             ],
             seed=seed,
         )
-        for seed, (kind, picture, mask, source, hole) in enumerate(
-            zip(kinds, pictures, masks, sources, there.subjects, strict=True)
+        for seed, (kind, picture, mask, source, box) in enumerate(
+            zip(kinds, pictures, masks, sources, boxes(there.subjects.any(1)), strict=True)
         )
     ]
     studio = Studio.open("miniature-sd", modules={"lar-gen": assets.path(f"miniature/{name}")})

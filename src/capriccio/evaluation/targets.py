@@ -65,7 +65,7 @@ def clip(batches: int = 8) -> list[Row]:
         for number in range(batches):
             graphs, texts = _distinct(sample(128, seed=number), 64)
             found.append(retrieval(towers.embed_images(draw(graphs).pixels), towers.embed_texts(texts)))
-        rows.append(Row(f"clip_retrieval{of}", _rate(torch.cat(found)), 0.90, 0.99))
+        rows.append(Row(f"clip_retrieval{of}", rate(torch.cat(found)), 0.90, 0.99))
     return rows
 
 
@@ -90,8 +90,8 @@ def people_reader(count: int = 384, pairs: int = 192) -> list[Row]:
     sheets = [sample_people_panels(rng, 1, 2, split="test", style="shaded") for _ in range(pairs)]
     first, second = (draw([sheet.scenes[panel] for sheet in sheets]).pixels for panel in (0, 1))
     return [
-        *(Row(f"people_reader_{name}", _rate(right), 0.97, 0.995) for name, right in names.items()),
-        Row("people_reader_same_person", _rate(same_person(first, second)), 0.90, 0.97),
+        *(Row(f"people_reader_{name}", rate(right), 0.97, 0.995) for name, right in names.items()),
+        Row("people_reader_same_person", rate(same_person(first, second)), 0.90, 0.97),
     ]
 
 
@@ -101,9 +101,9 @@ def one_subject(studio: Studio, count: int = 128, told: Told = lambda pictures: 
     pixels = to_pixels(paint(studio, captions_of(graphs), told=told))
     patterns = [graph.things[0].identity.pattern for graph in graphs]
     return [
-        Row(f"{model}_one_subject", _rate(subjects_right(graphs, pixels)), 0.85, 0.98),
+        Row(f"{model}_one_subject", rate(subjects_right(graphs, pixels)), 0.85, 0.98),
         Row(f"{model}_pattern", _agreement(read(pixels).pattern, patterns), 0.85, 0.98),
-        Row("oracle_one_subject", _rate(subjects_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
+        Row("oracle_one_subject", rate(subjects_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
     ]
 
 
@@ -112,18 +112,18 @@ def two_subjects(studio: Studio, count: int = 96, told: Told = lambda pictures: 
     graphs = scenes(count, 2)
     pictures = paint(studio, captions_of(graphs), told=told)
     return [
-        Row(f"{model}_two_subjects", _rate(sides_right(graphs, to_pixels(pictures))), 0.60, 0.95),
-        Row("oracle_two_subjects", _rate(sides_right(graphs, draw(graphs).pixels)), 0.90, 0.97),
+        Row(f"{model}_two_subjects", rate(sides_right(graphs, to_pixels(pictures))), 0.60, 0.95),
+        Row("oracle_two_subjects", rate(sides_right(graphs, draw(graphs).pixels)), 0.90, 0.97),
     ]
 
 
 def people(studio: Studio, count: int = 96, told: Told = lambda pictures: None, model: str = "flux") -> list[Row]:
     """Person, hair colour and main colour of the top right, one person; ``model`` is what the row is named after."""
     graphs = people_scenes(count, seed=1)
-    pictures = paint(studio, [_person_caption(graph, number) for number, graph in enumerate(graphs)], told=told)
+    pictures = paint(studio, [person_caption(graph, number) for number, graph in enumerate(graphs)], told=told)
     return [
-        Row(f"{model}_one_person", _rate(people_right(graphs, to_pixels(pictures))), 0.85, 0.98),
-        Row("oracle_one_person", _rate(people_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
+        Row(f"{model}_one_person", rate(people_right(graphs, to_pixels(pictures))), 0.85, 0.98),
+        Row("oracle_one_person", rate(people_right(graphs, draw(graphs).pixels)), 0.97, 0.995),
     ]
 
 
@@ -135,8 +135,8 @@ def two_panels(studio: Studio, count: int = 64, told: Told = lambda pictures: No
     painted = to_pixels(paint(studio, texts, width=256, told=told), 256, 128)
     drawn = torch.cat([draw_panels(sheet).pixels for sheet in sheets])
     return [
-        Row(f"{model}_panels_identity", _rate(panels_alike(painted)), 0.70, 0.95),
-        Row("oracle_panels_identity", _rate(panels_alike(drawn)), 0.90, 0.97),
+        Row(f"{model}_panels_identity", rate(panels_alike(painted)), 0.70, 0.95),
+        Row("oracle_panels_identity", rate(panels_alike(drawn)), 0.90, 0.97),
     ]
 
 
@@ -150,8 +150,8 @@ def copy_alarm(count: int = 128) -> list[Row]:
     given, painted, pasted = (reconstruct(model, pixels) for pixels in (reference.pixels, other.pixels, pasted))
     silent, loud = ~copied(given, masks, painted), copied(given, masks, pasted)
     return [
-        Row("copy_alarm_silent_on_renders", _rate(silent), 0.95, 0.99),
-        Row("copy_alarm_loud_on_pastes", _rate(loud), 0.95, 0.99),
+        Row("copy_alarm_silent_on_renders", rate(silent), 0.95, 0.99),
+        Row("copy_alarm_loud_on_pastes", rate(loud), 0.95, 0.99),
     ]
 
 
@@ -169,6 +169,11 @@ def style_read(studio: Studio, style: str, lora: Path, weight: float, count: int
 def paint(studio: Studio, texts: Sequence[str], *, width: int = 128, told: Told) -> list[Image.Image]:
     """Paint captions a batch at a time; seeds are the numbers of the captions."""
     asked = [Scene(text, width=width, height=128, seed=number) for number, text in enumerate(texts)]
+    return paint_in_batches(studio, asked, told)
+
+
+def paint_in_batches(studio: Studio, asked: Sequence[Scene], told: Told) -> list[Image.Image]:
+    """Paint scenes a batch at a time, and tell how many were finished."""
     painted: list[Image.Image] = []
     for start in range(0, len(asked), _BATCH):
         painted += [painting.images[0] for painting in studio.paint_all(asked[start : start + _BATCH])]
@@ -179,6 +184,12 @@ def paint(studio: Studio, texts: Sequence[str], *, width: int = 128, told: Told)
 def captions_of(graphs: Sequence[SceneGraph]) -> list[str]:
     """The sentences on held-out scenes that the targets are painted from, the same for the same places in a list."""
     return [caption(graph, np.random.default_rng([1, number])) for number, graph in enumerate(graphs)]
+
+
+def person_caption(graph: SceneGraph, number: int) -> str:
+    """The first full caption that says whether it is a woman or a man, for some say a person only."""
+    texts = (caption(graph, np.random.default_rng([1, number, attempt])) for attempt in attempts())
+    return next(text for text in texts if graph.people[0].person.kind in text.split())
 
 
 def subjects_right(graphs: Sequence[SceneGraph], pixels: Tensor) -> list[bool]:
@@ -260,12 +271,6 @@ def _looks_of(sitter: Sitter) -> dict[str, str | None]:
     }
 
 
-def _person_caption(graph: SceneGraph, number: int) -> str:
-    """The first full caption that says whether it is a woman or a man, for some say a person only."""
-    texts = (caption(graph, np.random.default_rng([1, number, attempt])) for attempt in attempts())
-    return next(text for text in texts if graph.people[0].person.kind in text.split())
-
-
 def _distinct(graphs: Sequence[SceneGraph], count: int) -> tuple[list[SceneGraph], list[str]]:
     """The first scenes whose captions are all different."""
     found = {text: graph for graph, text in zip(graphs, captions_of(graphs), strict=True)}
@@ -273,8 +278,9 @@ def _distinct(graphs: Sequence[SceneGraph], count: int) -> tuple[list[SceneGraph
 
 
 def _agreement(seen: Sequence[str], wanted: Sequence[str]) -> float:
-    return _rate([one == other for one, other in zip(seen, wanted, strict=True)])
+    return rate([one == other for one, other in zip(seen, wanted, strict=True)])
 
 
-def _rate(right: Sequence[bool] | Tensor) -> float:
+def rate(right: Sequence[bool] | Tensor) -> float:
+    """Return which share is true."""
     return float(torch.as_tensor(right).float().mean())

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from capriccio.evaluation.cases import Ask, Case, references, to_pictures
+from capriccio.evaluation.cases import Ask, Case, references
+from capriccio.evaluation.metrics import to_pictures
 from capriccio.scene import Scene, Subject
 from capriccio.studio import Studio
 

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from capriccio.errors import CapriccioError
-from capriccio.evaluation.cases import held_out_scene, to_pictures
+from capriccio.evaluation.cases import held_out_scene
 from capriccio.evaluation.lar_gen.samples import Guest, Place, Protocol, Sample, Wish, box_mask, box_of, cut_out
 from capriccio.evaluation.lar_gen.tables import Reasons
+from capriccio.evaluation.metrics import to_pictures
 from capriccio.world.draw import draw
 from capriccio.world.graph import ACCESSORIES, COLOURS, KINDS, SceneGraph, Thing, foot_of, from_dict, standing, to_dict
 from capriccio.world.words import article
