@@ -107,7 +107,7 @@ class FillTask(BesideFlux):
     ``start`` is the folder of a FLUX, or that of a Fill that goes on, beside the miniature's text.
     """
 
-    patterned = 0.4  # FLUX has its lattices: who is shown a plain thing must learn to leave it plain
+    patterned = 0.7  # FLUX has its lattices: who is shown a plain thing must learn to leave it plain
 
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=22, warmup=60, decay=0.8, seed=1))
     name: str = "fill"
