@@ -125,11 +125,13 @@ def repaint(studio: Studio, holes: Holes, engine: str, told: Told = lambda pictu
 
 
 def boxes(masks: Tensor) -> list[Image.Image]:
-    """The boxes round masks (B, H, W), ``MARGIN`` wider at each side, as pictures that are white inside."""
-    return [_box(Image.fromarray((mask.numpy() * 255).astype(np.uint8))) for mask in masks]
+    """``box_round`` each of these masks (B, H, W)."""
+    return [box_round(mask) for mask in masks]
 
 
-def _box(shown: Image.Image) -> Image.Image:
+def box_round(mask: Tensor) -> Image.Image:
+    """The box round a mask (H, W), ``MARGIN`` wider at each side, as a picture that is white inside."""
+    shown = Image.fromarray(mask.numpy().astype(np.uint8) * 255)
     left, top, right, bottom = shown.getbbox() or (0, 0, *shown.size)
     box = Image.new("L", shown.size)
     box.paste(255, (left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN))

@@ -23,9 +23,9 @@ from transformers import CLIPTextModel, T5EncoderModel
 from capriccio import assets
 from capriccio.evaluation import holes
 from capriccio.formats.alimama import new_inpainting_controlnet, save_inpainting_controlnet
+from capriccio.recipes import masks
 from capriccio.recipes.flux import FluxTask, Levels, Painter, is_muons, pack
-from capriccio.recipes.gallery import CELL, Pictures, Wing, encode
-from capriccio.recipes.masks import hole
+from capriccio.recipes.gallery import Pictures, Wing, encode
 from capriccio.recipes.painting import (
     CROWDED,
     FACTOR,
@@ -88,8 +88,7 @@ class BesideFlux(FluxTask):
         return encoder.eval().requires_grad_(False)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        masks = [hole(rng, wing.rows, wing.columns, pictures.parts[row], CELL) for row in rows]
-        return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
+        return {"pixels": pictures.pixels(rows), "mask": masks.holes(rng, wing, pictures, rows)}
 
     def known(self, batch: Batch, hidden: float) -> Tensor:
         """Latents of the pictures with the masked pixels set to ``hidden``."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capriccio.recipes.gallery import CELL, Pictures, Wing
 from capriccio.world.graph import KINDS
 from capriccio.world.people import BODY_PARTS, GARMENTS
 from capriccio.world.windows import ACCESSORY_PART, NUM_PARTS, body_part, garment_part
@@ -89,6 +90,11 @@ def thing_mask(rng: np.random.Generator, parts: np.ndarray, cell: int) -> Tensor
         return None
     mask = box_around(rng, shown[int(rng.integers(len(shown)))], cell)
     return mask if mask.mean() <= PANEL_SHARE else None
+
+
+def holes(rng: np.random.Generator, wing: Wing, pictures: Pictures, rows: np.ndarray) -> Tensor:
+    """What is hidden of each of these pictures of a wing, (len(rows), 1, H, W); see ``hole``."""
+    return torch.stack([hole(rng, wing.rows, wing.columns, pictures.parts[row], CELL) for row in rows])
 
 
 def hole(rng: np.random.Generator, rows: int, columns: int, parts: np.ndarray, cell: int) -> Tensor:

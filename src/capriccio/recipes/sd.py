@@ -25,9 +25,9 @@ from transformers import CLIPTextModel
 from capriccio import assets
 from capriccio.evaluation import holes, targets
 from capriccio.objectives import noise_weight
+from capriccio.recipes import masks
 from capriccio.recipes.diffusion import noised, seen
 from capriccio.recipes.gallery import CELL, Pictures, Wing
-from capriccio.recipes.masks import hole
 from capriccio.recipes.painting import (
     FACTOR,
     INKS,
@@ -225,8 +225,7 @@ class SDInpaintTask(SDTask):
         return muon_and_adamw(model, is_muons, muon_lr=1.5e-3, adamw_lr=8e-4)
 
     def extras(self, wing: Wing, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        masks = [hole(rng, wing.rows, wing.columns, pictures.parts[row], CELL) for row in rows]
-        return {"pixels": pictures.pixels(rows), "mask": torch.stack(masks)}
+        return {"pixels": pictures.pixels(rows), "mask": masks.holes(rng, wing, pictures, rows)}
 
     def seen(self, noisy: Tensor, batch: Batch) -> Tensor:
         """Noisy latents, the mask at latent size, and the latents of the picture with masked pixels mid-grey."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from capriccio.errors import CapriccioError
 from capriccio.evaluation.cases import held_out_scene
-from capriccio.evaluation.lar_gen.samples import Guest, Place, Protocol, Sample, Wish, box_mask, box_of, cut_out
+from capriccio.evaluation.holes import MARGIN, box_round
+from capriccio.evaluation.lar_gen.samples import Guest, Place, Protocol, Sample, Wish, box_of, cut_out
 from capriccio.evaluation.lar_gen.tables import Reasons
 from capriccio.evaluation.metrics import to_pictures
 from capriccio.world.draw import draw
@@ -22,8 +23,6 @@ from capriccio.world.graph import ACCESSORIES, COLOURS, KINDS, SceneGraph, Thing
 from capriccio.world.words import article
 
 LIVING = ("cat", "bird", "fish", "tree", "mushroom")
-RIM = 4
-"""Pixels that the hole reaches beyond the thing in it."""
 REASONS: Reasons = {
     ("clip_i", "paint-by-example", "assign-refine"): (
         "here LAR-Gen leaves the inpainting model as it is and adds 3 M parameters to it, while every weight of "
@@ -43,8 +42,8 @@ _ROOM = 0.85  # of the hole, for what is worn stands out
 
 _RULE = (
     f"held-out combinations of kind, colours and pattern; shaded scenes of one thing, and the hole is its box with "
-    f"{RIM} pixels around; subjects of five living kinds and five others, alone by the world's own mask; each sentence "
-    "asks for an accessory in a colour, or for another colour of its own"
+    f"{MARGIN} pixels around; subjects of five living kinds and five others, alone by the world's own mask; each "
+    "sentence asks for an accessory in a colour, or for another colour of its own"
 )
 
 
@@ -66,7 +65,7 @@ def miniature(seed: int = 0, places: int = 20, prompts: int = 10) -> Protocol:
 def _places(scenes: list[SceneGraph]) -> list[Place]:
     drawing = draw(scenes)
     return [
-        Place(f"s{number:02}", picture, _hole(there), {"graph": to_dict(scene)}, scene.backdrop.kind)
+        Place(f"s{number:02}", picture, box_round(there), {"graph": to_dict(scene)}, scene.backdrop.kind)
         for number, (scene, picture, there) in enumerate(
             zip(scenes, to_pictures(drawing.pixels), drawing.subjects[:, 0], strict=True)
         )
@@ -131,13 +130,6 @@ def drawn(sample: Sample, seed: int = 0) -> Image.Image:
 
 def _mask(there: Tensor) -> Image.Image:
     return Image.fromarray(there.numpy().astype(np.uint8) * 255)
-
-
-def _hole(there: Tensor) -> Image.Image:
-    mask = _mask(there)
-    left, top, right, bottom = mask.getbbox() or (0, 0, *mask.size)
-    box = (max(left - RIM, 0), max(top - RIM, 0), min(right + RIM, mask.width), min(bottom + RIM, mask.height))
-    return box_mask(mask.size, box)
 
 
 def _as_wished(thing: Thing, wish: Wish) -> Thing:
