@@ -151,15 +151,13 @@ class Guided(nn.Module):
 
     def __init__(self, controlnet: FluxControlNetModel, transformer: FluxTransformer2DModel) -> None:
         super().__init__()
-        self.controlnet = controlnet
-        self._frozen = (transformer,)  # a tuple keeps it out of the tree: it neither learns nor is saved
+        self.controlnet, self.transformer = controlnet, transformer
 
     def forward(self, inputs: dict[str, Tensor], condition: dict[str, Tensor]) -> Tensor:
         """Velocity (B, tokens, 32) from the transformer's inputs and those of the ControlNet alone."""
         double, single = self.controlnet(**inputs, **condition, conditioning_scale=1.0, return_dict=False)
-        (transformer,) = self._frozen
         residuals = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
-        return transformer.to(double[0].device)(**inputs, **residuals, return_dict=False)[0]
+        return self.transformer(**inputs, **residuals, return_dict=False)[0]
 
 
 @dataclass

@@ -133,18 +133,19 @@ def restore(module: nn.Module, state: Mapping[str, Tensor], where: Path) -> None
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compile in place the blocks that repeat in each model of diffusers that learns, for pictures of any size.
+    """Compile in place the blocks that repeat in each model of diffusers, for pictures of any size.
+
+    A frozen model counts too: what learns beside it learns through it, forward and backward.
 
     Raises:
         CapriccioError: If there are none.
     """
     found = [part for part in module.modules() if getattr(part, "_repeated_blocks", None)]
-    learning = [part for part in found if any(weight.requires_grad for weight in part.parameters())]
-    if not learning:
-        raise CapriccioError("Nothing that learns here has repeated blocks to compile; leave --compile out.")
+    if not found:
+        raise CapriccioError("Nothing here has repeated blocks to compile; leave --compile out.")
     # Blocks are small enough for the buckets of several processes; cut up for them, some fail at pictures of any size.
     torch._dynamo.config.optimize_ddp = False
-    for part in learning:
+    for part in found:
         part.compile_repeated_blocks(dynamic=True)  # type: ignore[operator]
 
 
