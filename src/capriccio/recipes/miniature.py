@@ -333,11 +333,10 @@ def card(order: Order, task: Any, parameters: int, steps: int, rows: list[Any]) 
         f"- Steps: {steps}; parameters that learned: {parameters / 1e6:.1f} M; weights: average, half precision.",
         f"- Machine: {platform.machine()}, {os.cpu_count()} cores; commit {commit()}.",
         "- Licence: Apache-2.0.",
-        "",
-        "| held-out figure | value | floor | aim |",
-        "| --- | --- | --- | --- |",
-        *(f"| {row.name} | {row.value:g} | {row.floor:g} | {row.aim:g} |" for row in rows),
     ]
+    if rows:
+        lines += ["", "| held-out figure | value | floor | aim |", "| --- | --- | --- | --- |"]
+        lines += [f"| {row.name} | {row.value:g} | {row.floor:g} | {row.aim:g} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
