@@ -354,6 +354,13 @@ def test_labels_stand_below_and_wrap() -> None:
     assert (np.asarray(labelled)[: plain.height - 8] == 255).all()
 
 
+def test_a_row_without_labels_leaves_no_room_for_them() -> None:
+    image = Image.new("RGB", (60, 20), "red")
+    bare, labelled = (grid([image] * count, 1, labels) for count, labels in ((1, ["a teapot"]), (2, ["", "a teapot"])))
+    assert labelled.height - bare.height == 20 + 8
+    assert labelled.getpixel((8, 8 + 20 + 8)) == (255, 0, 0)
+
+
 @pytest.mark.parametrize(("count", "columns", "labels"), [(0, 1, None), (1, 0, None), (2, 1, ["one"])])
 def test_a_sheet_of_nothing_is_refused(count: int, columns: int, labels: list[str] | None) -> None:
     with pytest.raises(CapriccioError, match="at least one picture"):

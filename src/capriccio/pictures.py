@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -436,7 +437,7 @@ def _recipe_text(path: Path) -> str:
 def grid(
     images: Sequence[Image.Image], columns: int, labels: Sequence[str] | None = None, gap: int = 8, text_size: int = 12
 ) -> Image.Image:
-    """Return a contact sheet on white: pictures row by row, each with its label below.
+    """Return a contact sheet on white: pictures row by row, each with its label below, rows as high as their labels.
 
     Args:
         images: At least one; each is centred in a cell as large as the largest.
@@ -454,11 +455,12 @@ def grid(
     width, height = (max(image.size[axis] for image in images) for axis in (0, 1))
     texts = [wrapped(label, font, width) for label in labels or [""] * len(images)]
     line = ceil(text_size * 1.3)
-    cell = (width + gap, height + gap + line * max(len(text) for text in texts))
-    sheet = Image.new("RGB", (gap + columns * cell[0], gap + ceil(len(images) / columns) * cell[1]), "white")
+    said = [max(map(len, texts[start : start + columns])) for start in range(0, len(texts), columns)]
+    tops = list(accumulate((height + gap + line * lines for lines in said), initial=gap))
+    sheet = Image.new("RGB", (gap + columns * (width + gap), tops[-1]), "white")
     brush = ImageDraw.Draw(sheet)
     for index, (image, text) in enumerate(zip(images, texts, strict=True)):
-        left, top = gap + index % columns * cell[0], gap + index // columns * cell[1]
+        left, top = gap + index % columns * (width + gap), tops[index // columns]
         place = (left + (width - image.width) // 2, top + (height - image.height) // 2)
         sheet.paste(image, place, image if image.mode == "RGBA" else None)
         for row, words in enumerate(text):
