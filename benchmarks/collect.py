@@ -3,7 +3,7 @@
     python benchmarks/collect.py --json                                     one row a line
     python benchmarks/collect.py --save benchmarks/results/collect.json     and a file with its recipe
     python benchmarks/collect.py --quick                                    16 pictures and two kills
-    python benchmarks/collect.py --sheet docs/pictures/quadruplets.png      only some quadruplets to look at
+    python benchmarks/collect.py --sheet docs/pictures/quadruplets.jpg      only some quadruplets to look at
 
 Pictures of held-out scenes of the world are collected with the world's stages, which see their pixels alone.
 
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="how often the command is killed")
     parser.add_argument("--seed", type=int, default=17, help="of the scenes and the moments")
     parser.add_argument("--note", default="", help="what to remember of the machine, as that it was busy")
-    parser.add_argument("--sheet", metavar="FILE.png", help="only save some quadruplets as a picture")
+    parser.add_argument("--sheet", metavar="FILE", help="only save some quadruplets as a picture")
     arguments = parser.parse_args()
     sizes = (16, 16, 2) if arguments.quick else (arguments.pictures, arguments.pairs, arguments.kills)
     with tempfile.TemporaryDirectory() as room:

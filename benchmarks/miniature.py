@@ -33,7 +33,10 @@ ENGINES = {"fill": "fill", "controlnet-inpaint": "controlnet", "sd-inpaint": "fi
 """How each inpainter keeps what is known."""
 STUDIOS = {model: MINIATURE_SD if model.startswith("sd") else MINIATURE for model in PICTURES}
 DEFAULTS = {"flux": MINIATURE_DEFAULTS, "sd": MINIATURE_SD_DEFAULTS}
-NEEDED = dict.fromkeys(("people", "people_reader", "new_top"), "miniature/people-reader")
+NEEDED = {
+    **dict.fromkeys(("people", "people_reader", "new_top"), "miniature/people-reader"),
+    "solid_reader": "miniature/solid-reader",
+}
 """Weights that some rows are read with."""
 
 
@@ -46,7 +49,8 @@ def installed(asset: str, what: str) -> bool:
 
 def measured_readings() -> Iterator[Row]:
     """Yield the rows of all that reads pictures, as they are measured."""
-    for part in (targets.vae, targets.clip, targets.reader, targets.people_reader, targets.copy_alarm):
+    readers = (targets.reader, targets.people_reader, targets.solid_reader)
+    for part in (targets.vae, targets.clip, *readers, targets.copy_alarm):
         if installed(NEEDED.get(part.__name__, "miniature"), part.__name__):
             reports.note(f"{part.__name__} ...")
             yield from part()

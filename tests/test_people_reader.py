@@ -19,7 +19,8 @@ from capriccio.modules.people_reader import SIGHT, PeopleReader
 from capriccio.modules.reader import MAP, OBJECTS, Reader, bounds
 from capriccio.perception.people_reader import PeopleReading, load_people_reader, read_people, same_person
 from capriccio.recipes import people_reader as recipe
-from capriccio.recipes.people_reader import PeopleReaderTask, draw_family, mirrored, regions, truth, view_of
+from capriccio.recipes.people_reader import PeopleReaderTask, draw_family, regions, truth, view_of
+from capriccio.recipes.pools import mirrored
 from capriccio.recipes.reader import IGNORED, cell_shares, name_loss
 from capriccio.training.trainer import fit
 from capriccio.world import oracle
@@ -47,8 +48,8 @@ def scenes() -> list[SceneGraph]:
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> PeopleReaderTask:
     """The recipe on sixteen pictures."""
-    monkeypatch.setattr(recipe, "POOL", {"cpu": 16})
-    monkeypatch.setattr(recipe, "FAMILIES", {"cpu": 2})
+    monkeypatch.setattr(PeopleReaderTask, "drawn", {"cpu": 16})
+    monkeypatch.setattr(PeopleReaderTask, "families", {"cpu": 2})
     return PeopleReaderTask()
 
 

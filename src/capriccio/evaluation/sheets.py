@@ -26,6 +26,7 @@ from capriccio.evaluation.lar_gen.painters import VARIANTS, Settings
 from capriccio.evaluation.metrics import load_clip, load_vae, psnr, reconstruct, to_pictures
 from capriccio.perception.people_reader import read_people
 from capriccio.perception.reader import read
+from capriccio.perception.solid_reader import read_solids
 from capriccio.pictures import fit, grid
 from capriccio.scene import Control, Edit, Lora, Scene, Subject
 from capriccio.studio import Studio
@@ -34,6 +35,7 @@ from capriccio.world.controls import CONTROLS, control_pictures
 from capriccio.world.draw import Drawing
 from capriccio.world.graph import SceneGraph, sample_scene
 from capriccio.world.tokenizers import t5_tokenizer
+from capriccio.world.views import sample_view
 from capriccio.world.whole import Picture, depict, describe, sample_picture, sample_sheet
 from capriccio.world.words import article
 
@@ -107,6 +109,20 @@ def people_readings(rows: int = 2) -> Image.Image:
     pixels = depict([sample_people(rng, split="test", style="shaded") for _ in range(rows * COLUMNS)]).pixels
     seen = read_people(pixels)
     labels = [_in_words({name: getattr(seen, name)[row] for name in seen.confidence}) for row in range(len(pixels))]
+    return grid(to_pictures(pixels), COLUMNS, labels, text_size=10)
+
+
+def solid_readings(rows: int = 2) -> Image.Image:
+    """Views of one solid with what the reader of solids reads in them."""
+    rng = np.random.default_rng(18)
+    pixels = depict([sample_view(rng, "test") for _ in range(rows * COLUMNS)]).pixels
+    seen = read_solids(pixels)
+    labels = [
+        f"{kind}, {main} and {accent}, {pattern}; {view}; {backdrop}"
+        for kind, main, accent, pattern, view, backdrop in zip(
+            seen.kind, seen.main, seen.accent, seen.pattern, seen.view, seen.backdrop, strict=True
+        )
+    ]
     return grid(to_pictures(pixels), COLUMNS, labels, text_size=10)
 
 
@@ -270,6 +286,7 @@ SHEETS: dict[str, Callable[[], Image.Image]] = {
     "t5": looks_of_words,
     "reader": readings,
     "people-reader": people_readings,
+    "solid-reader": solid_readings,
     "flux": partial(paintings, "miniature"),
     "fill": partial(inpaintings, "miniature", "fill"),
     "controlnet-inpaint": partial(inpaintings, "miniature", "controlnet"),

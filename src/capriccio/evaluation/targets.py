@@ -7,6 +7,7 @@ by the reader, whose own error on renders of the same scenes is measured too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count as attempts
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from capriccio.evaluation.metrics import copied, load_clip, load_vae, psnr, reconstruct, retrieval, to_pixels
 from capriccio.perception.people_reader import read_people, same_person
 from capriccio.perception.reader import read, same_individual
+from capriccio.perception.solid_reader import read_solids, same_solid
 from capriccio.scene import Lora, Scene
 from capriccio.studio import Studio
 from capriccio.training.trainer import Row
@@ -29,6 +31,8 @@ from capriccio.world.casting import VIEWS, sample_people, sample_people_panels
 from capriccio.world.draw import draw, draw_panels
 from capriccio.world.graph import SceneGraph, Thing, sample_panels, sample_scene
 from capriccio.world.people import Sitter, top_of
+from capriccio.world.solids import FRONTED
+from capriccio.world.views import draw_views, sample_view
 
 Told = Callable[[int], None]
 _BATCH = 32
@@ -92,6 +96,24 @@ def people_reader(count: int = 384, pairs: int = 192) -> list[Row]:
     return [
         *(Row(f"people_reader_{name}", rate(right), 0.97, 0.995) for name, right in names.items()),
         Row("people_reader_same_person", rate(same_person(first, second)), 0.90, 0.97),
+    ]
+
+
+def solid_reader(count: int = 384, pairs: int = 192) -> list[Row]:
+    """The reader of solids on real renders: what it is, its colour, its side if it has a front; two views of one."""
+    rng = np.random.default_rng(4)
+    views = [sample_view(rng, "test") for _ in range(count)]
+    reading, solids = read_solids(draw_views(views).pixels), [view.solid for view in views]
+    fronted = [row for row, solid in enumerate(solids) if solid.kind in FRONTED]
+    again = [replace(sample_view(rng, "test"), solid=solid) for solid in solids[:pairs]]
+    first, second = (draw_views(shown).pixels for shown in (views[:pairs], again))
+    kinds, colours = [solid.kind for solid in solids], [solid.main for solid in solids]
+    seen, sides = [reading.view[row] for row in fronted], [views[row].word for row in fronted]
+    return [
+        Row("solid_reader_kind", _agreement(reading.kind, kinds), 0.97, 0.995),
+        Row("solid_reader_colour", _agreement(reading.main, colours), 0.97, 0.995),
+        Row("solid_reader_view", _agreement(seen, sides), 0.90, 0.97),
+        Row("solid_reader_same_solid", rate(same_solid(first, second)), 0.90, 0.97),
     ]
 
 

@@ -51,6 +51,7 @@ FAMILY = {
     "vae-tune": Member("vae.TuneTask", base="vae", lands_in="vae"),
     "reader": Member("reader.ReaderTask"),
     "people-reader": Member("people_reader.PeopleReaderTask"),
+    "solid-reader": Member("solid_reader.SolidReaderTask"),
     "clip": Member("clip.ClipTask", needs=("vae",)),
     "t5": Member("t5.T5Task"),
     "flux": Member("flux.FluxTask", needs=("vae", "clip", "t5")),

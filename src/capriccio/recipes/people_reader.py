@@ -1,16 +1,14 @@
 """The miniature's reader of people: names who is seen and what is worn, and measures whether two faces are one.
 
-The recipe is that of the reader of objects. In a family somebody comes twice, in two moods, poses and places, perhaps
-in other clothes; a rival wears the very same clothes in the very same two scenes, so that only the face tells them
-apart, and one rival in three is a twin whom no words tell apart. People take long to draw: each process draws a pool of
-pictures once and shows them zoomed, mirrored, softened and recoloured, never twice alike.
+The recipe is that of the reader of objects, from a pool (`capriccio.recipes.pools`). In a family somebody comes twice,
+in two moods, poses and places, perhaps in other clothes; a rival wears the very same clothes in the very same two
+scenes, so that only the face tells them apart, and one rival in three is a twin whom no words tell apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -19,22 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capriccio.modules.people_reader import FACE, LOWER, SIGHT, TOP, PeopleReader
-from capriccio.modules.reader import Reader, bounds
+from capriccio.modules.reader import Reader
+from capriccio.recipes.pools import PooledReaderTask, small
 from capriccio.recipes.reader import (
     IGNORED,
-    ReaderTask,
     accuracies,
     cell_shares,
     indices,
-    look,
     overlap_loss,
     same_member_rate,
-    shaken,
-    soften,
     sometimes_bare,
-    zooms,
 )
-from capriccio.training.hands import spare_hands, spread
 from capriccio.training.trainer import Batch, Row, Schedule
 from capriccio.world.casting import VIEWS, sample_people, sample_people_panels, sample_person
 from capriccio.world.draw import Drawing, draw
@@ -45,11 +38,7 @@ from capriccio.world.person_words import CLOSE, HALF
 from capriccio.world.windows import body_part, garment_part
 from capriccio.world.words import COLOURLESS
 
-POOL = {"cpu": 18_432, "gpu": 36_864}  # pictures drawn beforehand by every process, half of them in families
-FAMILIES = {"cpu": 4, "gpu": 64}  # of a batch; as many pictures again are of people who come once
 MEASURED = 192  # held-out pictures of each view
-QUARTERS = 4
-"""A cell is four samples: shares are kept as their number."""
 WEIGHTS = dict.fromkeys(SIGHT.classes, 0.5) | {"kind": 1.0, "skin": 1.0, "hair_colour": 1.0, "top_colour": 1.0}
 HUES = ("skin", "hair_colour", "top_colour", "lower_colour")
 """Names of what some styles do not show."""
@@ -114,85 +103,36 @@ def regions(drawing: Drawing) -> Tensor:
     return torch.stack([drawing.subjects.any(1), *masks], dim=1)
 
 
-def shown(scenes: Sequence[SceneGraph]) -> Batch:
-    """Draw scenes of one person each and keep them small.
-
-    Returns:
-        ``"pixels"`` (B, 3, 128, 128) as bytes; ``"cells"`` (B, looks + inks, 32, 32), how many quarters of each cell
-        masks and inks fill; and the truth.
-    """
+def shown(scenes: Sequence[SceneGraph]) -> dict[str, np.ndarray]:
+    """Draw scenes of one person each and keep them small."""
     drawing = draw(scenes)
     cells = cell_shares(regions(drawing), drawing.inks, len(SIGHT.inks))
     colourless = torch.tensor([scene.style in COLOURLESS for scene in scenes])
     cells[:, len(SIGHT.looks) :] *= ~colourless[:, None, None, None]
-    return {
-        "pixels": ((drawing.pixels + 1) * 127.5).round().to(torch.uint8),
-        "cells": (QUARTERS * cells).to(torch.uint8),
-        **truth(scenes),
-    }
-
-
-def _kept(scenes: Sequence[SceneGraph]) -> dict[str, np.ndarray]:
-    return {name: values.numpy() for name, values in shown(scenes).items()}
-
-
-def mirrored(pictures: Tensor, which: Tensor) -> Tensor:
-    """Pictures (B, C, H, W), those of ``which`` (B,) with left and right exchanged."""
-    return torch.where(which[:, None, None, None], pictures.flip(-1), pictures)
-
-
-def varied(pixels: Tensor, cells: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, 128, 128) and their cells (B, C, 32, 32), half of them mirrored, six in ten zoomed a little."""
-    turned = torch.from_numpy(rng.random(len(pixels)) < 0.5)
-    pixels, cells = mirrored(pixels, turned), mirrored(cells, turned)
-    chosen = torch.from_numpy(np.flatnonzero(rng.random(len(pixels)) < 0.6))
-    person = bounds(cells[chosen, 0] > 0.5)
-    # people in close views fill the picture: they must not leave it
-    affine = zooms(person[:, :2] + person[:, 2:] - 1, rng, nearer=1.15, farther=1.15, stray=0.12)
-    pixels[chosen], cells[chosen] = look(pixels[chosen], affine), look(cells[chosen], affine)
-    return pixels, cells
+    return small(drawing.pixels, cells, truth(scenes))
 
 
 @dataclass
-class PeopleReaderTask(ReaderTask):
+class PeopleReaderTask(PooledReaderTask):
     """Train the reader of people, half on families of four scenes, half on people who come once."""
 
-    rank: int = 0
-    processes: int = 1
     schedule: Schedule = field(default_factory=lambda: Schedule(minutes=30, warmup=50))
     name: str = "people-reader"
 
     network: ClassVar[type[Reader]] = PeopleReader
     weights: ClassVar[Mapping[str, float]] = WEIGHTS
+    sight = SIGHT
+    drawn: ClassVar[Mapping[str, int]] = {"cpu": 18_432, "gpu": 36_864}
 
-    @cached_property
-    def pool(self) -> Batch:
-        """Pictures as ``shown`` keeps them: families of four one after the other, then people who come once."""
-        rng = np.random.default_rng([self.schedule.seed, self.rank])
-        half = POOL[self.budget] // 2
-        scenes = [scene for _ in range(half // 4) for scene in draw_family(rng)]
-        scenes += [sometimes_bare(sample_people(rng), rng) for _ in range(half)]
-        parts = [scenes[start : start + 64] for start in range(0, len(scenes), 64)]
-        chunks = list(spread(_kept, parts, spare_hands(self.budget, self.processes)))
-        members = torch.cat([torch.arange(half // 2).repeat_interleave(2), torch.arange(half // 2, half // 2 + half)])
-        kept = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        return {name: torch.from_numpy(values) for name, values in kept.items()} | {"member": members}
+    @property
+    def shown(self) -> Callable[[Sequence[SceneGraph]], dict[str, np.ndarray]]:
+        return shown
 
-    def batch(self, rng: np.random.Generator) -> Batch:
-        half, families = len(self.pool["pixels"]) // 2, FAMILIES[self.budget]
-        first = 4 * rng.choice(half // 4, families, replace=False)
-        once = half + rng.choice(half, 4 * families, replace=False)
-        rows = torch.from_numpy(np.concatenate([(first[:, None] + np.arange(4)).ravel(), once]))
-        taken = {name: value[rows] for name, value in self.pool.items()}
-        pixels, cells = varied(taken.pop("pixels").float() / 127.5 - 1, taken.pop("cells").float() / QUARTERS, rng)
-        masks, inks = cells.split([len(SIGHT.looks), len(SIGHT.inks)], dim=1)
-        return {
-            "pixels": soften(pixels, rng).contiguous(memory_format=torch.channels_last),
-            "mask": masks,
-            "inks": inks,
-            "box": torch.stack([shaken(bounds(mask > 0.5), rng) for mask in masks.unbind(1)], dim=1),
-            **taken,
-        }
+    def draw_family(self, rng: np.random.Generator) -> list[SceneGraph]:
+        return draw_family(rng)
+
+    def draw_once(self, rng: np.random.Generator) -> SceneGraph:
+        return sometimes_bare(sample_people(rng), rng)
 
     def mask_loss(self, logits: Tensor, shares: Tensor) -> Tensor:
         """Four looks are only as good as the masks that lead them, and the legs' is seldom shown: masks weigh much."""

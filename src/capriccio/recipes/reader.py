@@ -4,7 +4,7 @@ It learns from renders that are zoomed, softened and recoloured a little, so tha
 painted. Half of a batch are scenes of their own; in the other half an individual comes twice, in two scenes, and a
 rival of its kind stands in the very same two scenes, so that only the individual itself tells them apart.
 
-The recipe of its sister, ``people_reader``, takes losses, augmentations and measures from here.
+The recipes of its sisters, ``people_reader`` and ``solid_reader``, take losses, augmentations and measures from here.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from capriccio.world.graph import (
     sample_panels,
     sample_scene,
 )
+from capriccio.world.whole import Picture, depict
 
-Family = Callable[[np.random.Generator], list[SceneGraph]]
-"""Draws four scenes: two of one individual, and the same two with a rival in its place."""
+Family = Callable[[np.random.Generator], Sequence[Picture]]
+"""Draws four pictures: two of one individual, and the same two with a rival in its place."""
 
 IGNORED = -100
 TEMPERATURE = 0.1
@@ -259,7 +260,7 @@ class ReaderTask:
         weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE)
 
-    def family(self, rng: np.random.Generator) -> list[SceneGraph]:
+    def family(self, rng: np.random.Generator) -> Sequence[Picture]:
         """A held-out family on which identity is measured; its rival is no twin."""
         scenes = list(sample_panels(rng, 1, 2, "test", "shaded").scenes)
         rival = sample_identity(rng, "test", scenes[0].things[0].identity.kind)
@@ -307,10 +308,10 @@ def _likest(one: Tensor, other: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _families(model: nn.Module, family: Family, count: int = 256) -> list[Tensor]:
-    """Identity embeddings (count, 64) of the four scenes of held-out families: twice one, twice its rival."""
+    """Identity embeddings (count, 64) of the four pictures of held-out families: twice one, twice its rival."""
     rng = np.random.default_rng(6)
-    scenes = [scene for _ in range(count) for scene in family(rng)]
-    embeddings = torch.cat([model(chunk)["identity"] for chunk in draw(scenes).pixels.split(64)])
+    pictures = [picture for _ in range(count) for picture in family(rng)]
+    embeddings = torch.cat([model(chunk)["identity"] for chunk in depict(pictures).pixels.split(64)])
     return list(embeddings.view(count, 4, -1).unbind(1))
 
 

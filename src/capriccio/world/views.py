@@ -22,7 +22,8 @@ PAPER = "paper"
 """The backdrop that only solids have: a plain sheet of one soft colour behind and under them."""
 
 _PAPER = Backdrop(PAPER)
-_GROUNDS = (PAPER, STUDIO, *BACKDROPS)
+GROUNDS = (PAPER, STUDIO, *BACKDROPS)
+"""What solids may stand before."""
 _SHEETS = ("on a plain background", "on plain paper", "")
 _TOLD = (
     "{subject} {place}, {word} view",
@@ -177,8 +178,8 @@ def view_caption(view: View, rng: np.random.Generator, detail: Detail = "full", 
 
 
 def _sample_ground(rng: np.random.Generator, kind: str | None) -> Backdrop:
-    if kind is not None and kind not in _GROUNDS:
-        raise CapriccioError(f"Received the backdrop {kind!r}, which solids do not have: {nearest(kind, _GROUNDS)}")
+    if kind is not None and kind not in GROUNDS:
+        raise CapriccioError(f"Received the backdrop {kind!r}, which solids do not have: {nearest(kind, GROUNDS)}")
     drawn = sample_backdrop(rng, kind if kind in BACKDROPS else None)
     plain = kind is None and rng.random() < 0.5
     return Backdrop(PAPER if plain else kind or drawn.kind, drawn.variation)
