@@ -28,7 +28,7 @@ class SolidReading:
     accent: list[str]
     pattern: list[str]
     view: list[str]
-    """``"front"``, ``"side"``, ``"back"`` or ``"overhead"``; of kinds without a front the first three mean nothing."""
+    """``"front"``, ``"side"``, ``"back"`` or ``"overhead"``; of kinds without a front it means nothing."""
     backdrop: list[str]
     box: Tensor
     """(B, 4): left, top, right and bottom of the solid as fractions."""
