@@ -166,7 +166,7 @@ class ControlNetTask(BesideFlux):
 
     engine = "controlnet"
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, decay=0.8, seed=2))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=18, warmup=60, decay=0.8, seed=2))
     name: str = "controlnet-inpaint"
 
     @cached_property

@@ -213,7 +213,7 @@ class SDInpaintTask(SDTask):
     cut = 0.0  # a hole in what was cut out would lie too near its border
     partly = 0.0
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=60, seed=1))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=38, warmup=60, seed=1))
     name: str = "sd-inpaint"
 
     def models(self) -> nn.Module:

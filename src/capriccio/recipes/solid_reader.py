@@ -81,7 +81,7 @@ def shown(views: Sequence[View]) -> dict[str, np.ndarray]:
 class SolidReaderTask(PooledReaderTask):
     """Train the reader of solids."""
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=15, warmup=50))
+    schedule: Schedule = field(default_factory=lambda: Schedule(minutes=24, warmup=50))
     name: str = "solid-reader"
 
     network: ClassVar[type[Reader]] = SolidReader
