@@ -58,9 +58,12 @@ def rival_of(scene: SceneGraph, rng: np.random.Generator, split: str) -> Identit
     """Another individual of the kind: one time in three a twin that no caption tells apart."""
     shown = scene.things[0].identity
     other = sample_identity(rng, split, shown.kind)
-    if rng.random() < 1 / 3:
-        return replace(other, main=shown.main, accent=shown.accent, pattern=shown.pattern)
-    return other
+    return twin_of(shown, other) if rng.random() < 1 / 3 else other
+
+
+def twin_of(identity: Identity, other: Identity) -> Identity:
+    """An individual of whom all words are true that are true of one, in the proportions of another of its kind."""
+    return replace(other, main=identity.main, accent=identity.accent, pattern=identity.pattern)
 
 
 def with_identity(scene: SceneGraph, identity: Identity) -> SceneGraph:

@@ -19,9 +19,8 @@ from torch import nn
 from capriccio.modules.reader import Reader
 from capriccio.modules.solid_reader import SIGHT, SolidReader
 from capriccio.recipes.pools import PooledReaderTask, small
-from capriccio.recipes.reader import accuracies, cell_shares, indices, same_member_rate
+from capriccio.recipes.reader import accuracies, cell_shares, indices, same_member_rate, twin_of
 from capriccio.training.trainer import Batch, Row, Schedule
-from capriccio.world.graph import Identity
 from capriccio.world.solids import FRONTED, sample_solid
 from capriccio.world.views import View, draw_views, sample_view
 
@@ -58,11 +57,6 @@ def draw_family(rng: np.random.Generator, split: str = "train", twins: float = 1
     if rng.random() < twins:
         rival = twin_of(first.solid, rival)
     return views + [replace(view, solid=rival) for view in views]
-
-
-def twin_of(solid: Identity, other: Identity) -> Identity:
-    """A solid of which all words are true that are true of a solid, in the proportions of another."""
-    return replace(other, main=solid.main, accent=solid.accent, pattern=solid.pattern)
 
 
 def truth(views: Sequence[View]) -> Batch:
